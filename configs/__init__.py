@@ -1,0 +1,1 @@
+"""Experiment configurations; pass one as --config=configs/NAME.py:ARG."""

@@ -1,0 +1,280 @@
+"""The study's configuration: frozen dataclasses built from ml_collections, checked once.
+
+`configs/*.py` hold ConfigDicts that a user overrides on the command line; `build` turns one into
+a `StudyConfig` or raises `ConfigError` with every wrong key and value and what is allowed.
+"""
+
+import dataclasses
+import difflib
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+class ConfigError(ValueError):
+    """One or more configuration fields are wrong; the message lists them all."""
+
+
+def choice(*allowed: str):
+    """A field that must be one of the given values."""
+    return field(metadata={"test": lambda v: v in allowed, "allowed": "one of " + ", ".join(allowed)})
+
+
+def at_least(low: float):
+    """A number field that must be >= low."""
+    return field(metadata={"test": lambda v: v >= low, "allowed": f"a number >= {low}"})
+
+
+def above(low: float):
+    """A number field that must be > low."""
+    return field(metadata={"test": lambda v: v > low, "allowed": f"a number > {low}"})
+
+
+def between(low: float, high: float):
+    """A number field in [low, high]."""
+    return field(metadata={"test": lambda v: low <= v <= high, "allowed": f"in [{low}, {high}]"})
+
+
+@dataclass(frozen=True)
+class Rewards:
+    """Reward of each outcome (paper, appendix A.3); `exceeded` is added to the last failed try."""
+
+    solved: float
+    wrong_value: float
+    wrong_numbers: float
+    illegal: float
+    unrecognized: float
+    exceeded: float
+
+
+@dataclass(frozen=True)
+class EnvConfig:
+    """One split of GeneralPoints (SPEC section 3)."""
+
+    rule: str
+    target: int = at_least(1)
+    suits: str = choice("all", "black", "red")
+    require_face: bool
+    max_turns: int = at_least(1)
+    hands: str = choice("all", "seen", "held_out")
+    held_out: float = between(0, 0.9)
+    seed: int = at_least(0)
+    rewards: Rewards
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """`tokenizer`: 'tiny' or a directory for AutoTokenizer; `wording`: full, brief or a file."""
+
+    tokenizer: str
+    wording: str
+
+
+@dataclass(frozen=True)
+class ModelChoice:
+    """A preset of gp_virl/model/config.py and how it computes."""
+
+    size: str
+    dtype: str = choice("float32", "bfloat16")
+    remat: bool
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Expert dialogues for SFT. `ood_share` of the base's hands follow the rule-OOD split."""
+
+    examples: int = at_least(1)
+    max_solutions: int = at_least(1)
+    ood_share: float = between(0, 1)
+    suboptimal: float = between(0, 1)
+    max_errors: int = at_least(1)
+    seed: int = at_least(0)
+
+
+@dataclass(frozen=True)
+class SftConfig:
+    """One run of supervised fine-tuning."""
+
+    steps: int = at_least(0)
+    batch_size: int = at_least(1)
+    microbatch: int = at_least(1)
+    length: int = at_least(8)
+    learning_rate: float = above(0)
+    schedule: str = choice("constant", "linear", "cosine")
+    warmup: int = at_least(0)
+    final_share: float = between(0, 1)
+    weight_decay: float = at_least(0)
+    beta2: float = between(0, 1)
+    clip_norm: float = above(0)
+
+
+@dataclass(frozen=True)
+class RolloutConfig:
+    """Lanes play side by side; `context` tokens hold a whole conversation of a lane."""
+
+    lanes: int = at_least(1)
+    turns: int = at_least(1)
+    reply_length: int = at_least(1)
+    context: int = at_least(8)
+    chunk: int = at_least(1)
+    temperature: float = above(0)
+    top_p: float = between(0.01, 1)
+
+
+@dataclass(frozen=True)
+class PpoConfig:
+    """Multi-turn PPO (SPEC section 6); one reply is one action at `ratio_level` turn."""
+
+    updates: int = at_least(0)
+    epochs: int = at_least(1)
+    minibatches: int = at_least(1)
+    microbatch: int = at_least(1)
+    learning_rate: float = above(0)
+    schedule: str = choice("constant", "linear", "cosine")
+    warmup: int = at_least(0)
+    final_share: float = between(0, 1)
+    beta2: float = between(0, 1)
+    clip_norm: float = above(0)
+    value_warmup: int = at_least(0)
+    clip: float = above(0)
+    value_clip: float = above(0)
+    value_coef: float = at_least(0)
+    entropy_coef: float = at_least(0)
+    kl_coef: float = at_least(0)
+    kl_logged: bool
+    discount: float = between(0, 1)
+    lam: float = between(0, 1)
+    ratio_level: str = choice("turn", "token")
+    thought_coef: float = between(0, 1)
+    reward_scale: float = above(0)
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """`hands` for the table's rows, `curve_hands` for each of `points` along a branch."""
+
+    hands: int = at_least(1)
+    curve_hands: int = at_least(1)
+    lanes: int = at_least(1)
+    points: int = at_least(1)
+    seed: int = at_least(0)
+    transcripts: int = at_least(0)
+    lam: str = choice("measured", "paper")
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """Devices along (data, fsdp, tensor); data = 0 takes what the other two leave."""
+
+    data: int = at_least(0)
+    fsdp: int = at_least(1)
+    tensor: int = at_least(1)
+
+
+@dataclass(frozen=True)
+class StudyConfig:
+    """Everything `launch/study.py` needs; `ood` maps a split's name to changes of `env`."""
+
+    task: str = choice("gp_l")
+    scale: str
+    seed: int = at_least(0)
+    env: EnvConfig
+    ood: dict
+    text: TextConfig
+    model: ModelChoice
+    data: DataConfig
+    base: SftConfig
+    sft: SftConfig
+    sft_matched: SftConfig
+    rollout: RolloutConfig
+    ppo: PpoConfig
+    eval: EvalConfig
+    mesh: MeshConfig
+
+    @property
+    def splits(self) -> dict[str, EnvConfig]:
+        """Evaluation splits by name: `id`, and each entry K of `ood` as `K_ood`."""
+        splits = {"id": self.env}
+        for name, changes in self.ood.items():
+            whole = dataclasses.asdict(self.env) | dict(changes)
+            splits[f"{name}_ood"] = _build(EnvConfig, whole, f"config.ood.{name}", [])
+        return splits
+
+
+def build(config: Mapping) -> StudyConfig:
+    """Return the checked study; raises `ConfigError` listing every wrong field."""
+    problems: list[str] = []
+    study = _build(StudyConfig, config, "config", problems)
+    if not problems:
+        problems = list(_ood_problems(study)) + list(_joint_problems(study))
+    if problems:
+        raise ConfigError("the configuration is not usable:\n  " + "\n  ".join(problems))
+    return study
+
+
+def _build(kind, given, path: str, problems: list[str]):
+    if not isinstance(given, Mapping) and not hasattr(given, "items"):
+        problems.append(f"{path}: given {given!r}, allowed: a section with {_names(kind)}")
+        return None
+    fields = {f.name: f for f in dataclasses.fields(kind)}
+    types = typing.get_type_hints(kind)
+    for key in given:
+        if key not in fields:
+            near = difflib.get_close_matches(key, fields, 1)
+            hint = f" (did you mean {near[0]}?)" if near else ""
+            problems.append(f"{path}.{key}: unknown{hint}; allowed: {_names(kind)}")
+    values = {}
+    for name, spec in fields.items():
+        if name not in given:
+            problems.append(f"{path}.{name}: missing; it is {_expected(spec, types[name])}")
+        elif dataclasses.is_dataclass(types[name]):
+            values[name] = _build(types[name], given[name], f"{path}.{name}", problems)
+        else:
+            values[name] = _checked(given[name], spec, types[name], f"{path}.{name}", problems)
+    return kind(**values) if len(values) == len(fields) else None
+
+
+def _checked(value, spec, kind, path: str, problems: list[str]):
+    if kind is float and type(value) is int:
+        value = float(value)
+    if kind is dict:
+        value = value.to_dict() if hasattr(value, "to_dict") else value
+    if type(value) is not kind or not spec.metadata.get("test", lambda v: True)(value):
+        problems.append(f"{path}: given {value!r}, allowed: {_expected(spec, kind)}")
+    return value
+
+
+def _expected(spec, kind) -> str:
+    if dataclasses.is_dataclass(kind):
+        return f"a section with {_names(kind)}"
+    names = {int: "an integer", float: "a number", bool: "True or False", str: "a text"}
+    return spec.metadata.get("allowed", names.get(kind, kind.__name__))
+
+
+def _names(kind) -> str:
+    return ", ".join(f.name for f in dataclasses.fields(kind))
+
+
+def _ood_problems(study: StudyConfig):
+    for name, changes in study.ood.items():
+        whole = dataclasses.asdict(study.env) | dict(changes)
+        found: list[str] = []
+        _build(EnvConfig, whole, f"config.ood.{name}", found)
+        yield from found
+
+
+def _joint_problems(study: StudyConfig):
+    for name in ("base", "sft", "sft_matched"):
+        run = getattr(study, name)
+        if run.batch_size % run.microbatch:
+            yield (
+                f"config.{name}.microbatch: given {run.microbatch}, allowed: a divisor of "
+                f"batch_size {run.batch_size}"
+            )
+    if study.data.ood_share and "rule" not in study.ood:
+        yield "config.data.ood_share: given > 0, allowed only with config.ood.rule"
+    if study.eval.hands % study.eval.lanes or study.eval.curve_hands % study.eval.lanes:
+        yield (
+            f"config.eval.lanes: given {study.eval.lanes}, allowed: a common divisor of hands "
+            f"{study.eval.hands} and curve_hands {study.eval.curve_hands}"
+        )

@@ -1,0 +1,1 @@
+"""Expert dialogues (TFDS builders) and the pipeline that turns them into batches (grain)."""

@@ -1,0 +1,1 @@
+"""Environments: pure functions over arrays, and the words they speak."""

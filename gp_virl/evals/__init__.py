@@ -1,0 +1,1 @@
+"""What a policy scores, and what the score cost."""

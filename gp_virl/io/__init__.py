@@ -1,0 +1,1 @@
+"""Weights and checkpoints to and from disk."""

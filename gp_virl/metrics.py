@@ -1,0 +1,200 @@
+"""Tallies that sum, and the append-only record of a run, metrics.jsonl.
+
+A record is one JSON object on one line. Its `kind` says what it is: "eval" for one tidy evaluation
+record (fields in gp_virl/plots/results.py), "sft" or "ppo" for the scalars of one training step.
+"""
+
+import dataclasses
+import importlib
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jaxtyping import Array, Float, Shaped
+
+
+class MetricsError(ValueError):
+    """A record, a metrics file or a sink that can't be used as asked."""
+
+
+@struct.dataclass
+class Tally:
+    """Named weighted sums. Adding two tallies gives the tally of both batches together."""
+
+    sums: dict[str, tuple[Float[Array, ""], Float[Array, ""]]]  # name -> (sum of w * x, sum of w)
+
+
+def tally(**entries: tuple[Shaped[Array, "..."], Shaped[Array, "..."]]) -> Tally:
+    """The Tally of `name=(values, weights)`, summed in float32; a mask is a weight of 0 or 1.
+
+    Values and weights broadcast against each other. A value whose weight is 0 is left out even
+    when it is not finite.
+    """
+    return Tally({name: _weighed(*entry) for name, entry in entries.items()})
+
+
+def merge(*tallies: Tally) -> Tally:
+    """The tally of everything in `tallies`; a name that some of them lack counts as 0 there."""
+    sums: dict[str, tuple[Array, Array]] = {}
+    for one in tallies:
+        for name, (total, weight) in one.sums.items():
+            before_total, before_weight = sums.get(name, (0.0, 0.0))
+            sums[name] = (before_total + total, before_weight + weight)
+    return Tally(sums)
+
+
+def means(counted: Tally) -> dict[str, float]:
+    """Mean by name, as Python floats; NaN where nothing was counted."""
+    read = {name: (float(total), float(weight)) for name, (total, weight) in counted.sums.items()}
+    return {name: total / weight if weight else math.nan for name, (total, weight) in read.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class JsonlWriter:
+    """Appends records to `path`; does nothing where `writes` is False. Made by `jsonl_writer`."""
+
+    path: Path
+    writes: bool
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Appends one record in a single write, so that a kill leaves at most one partial line.
+
+        Arrays of no dimension become numbers and numbers that are not finite become null. Raises
+        MetricsError if the record has no `kind` or a field can't be written.
+        """
+        if not self.writes:
+            return
+        if "kind" not in record:
+            raise MetricsError(f'a record needs a "kind"; its fields are {sorted(record)}')
+        plain = {name: _plain(name, value) for name, value in record.items()}
+        line = json.dumps(plain, allow_nan=False) + "\n"
+        with self.path.open("ab", buffering=0) as file:
+            file.write(line.encode())
+
+    def truncate(self, after: int, **match: Any) -> int:
+        """How many records were dropped: those that equal `match` and lie after step `after`.
+
+        A record lies at its `step`, or else at its `updates`; one with neither stays. On resuming
+        from a checkpoint this forgets what was logged between the checkpoint and the kill. The
+        file is replaced in one move.
+        """
+        if not self.writes or not self.path.exists():
+            return 0
+        lines = self.path.read_text(encoding="utf-8").splitlines()
+        kept = [line for line in lines if not _lies_after(json.loads(line), after, match)]
+        if len(kept) < len(lines):
+            beside = self.path.with_name(self.path.name + ".tmp")
+            beside.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+            os.replace(beside, self.path)
+        return len(lines) - len(kept)
+
+
+def jsonl_writer(path: str | Path, process_index: int = 0) -> JsonlWriter:
+    """A writer on `path` that keeps the records already there; only process 0 writes.
+
+    A last line that a kill cut short is dropped. Raises MetricsError if any other line is not a
+    JSON object.
+    """
+    writer = JsonlWriter(Path(path), process_index == 0)
+    if writer.writes:
+        writer.path.parent.mkdir(parents=True, exist_ok=True)
+        _drop_partial_line(writer.path)
+    return writer
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorBoardWriter:
+    """Shows records as TensorBoard scalars. Made by `tensorboard_writer`."""
+
+    sink: Any  # a SummaryWriter; None off process 0
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Adds every number of a record that has a `step`, under kind/branch/name."""
+        if self.sink is None or "step" not in record:
+            return
+        place = "/".join(str(record[key]) for key in ("kind", "branch") if key in record)
+        for name, value in record.items():
+            value = _plain(name, value)
+            if name not in ("step", "seed") and isinstance(value, int | float):
+                self.sink.add_scalar(f"{place}/{name}", value, int(record["step"]))
+
+
+def tensorboard_writer(directory: str | Path, process_index: int = 0) -> TensorBoardWriter:
+    """A writer of TensorBoard event files; only process 0 writes.
+
+    Raises MetricsError, with the command that helps, if tensorboardX is not installed.
+    """
+    if process_index != 0:
+        return TensorBoardWriter(None)
+    try:
+        package = importlib.import_module("tensorboardX")
+    except ImportError as missing:
+        raise MetricsError(
+            "TensorBoard output was asked for, but tensorboardX is not installed: "
+            "pip install -e '.[tensorboard]', or turn TensorBoard off"
+        ) from missing
+    return TensorBoardWriter(package.SummaryWriter(str(directory)))
+
+
+def _weighed(
+    values: Shaped[Array, "..."], weights: Shaped[Array, "..."]
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    values, weights = jnp.broadcast_arrays(values, weights)
+    weights = weights.astype(jnp.float32)
+    values = jnp.where(weights == 0, 0.0, values.astype(jnp.float32))
+    return jnp.sum(values * weights), jnp.sum(weights)
+
+
+def _plain(name: str, value: Any) -> Any:
+    """`value` as JSON holds it: arrays without dimensions as numbers, NaN and infinities as None.
+
+    Raises MetricsError for anything JSON can't hold.
+    """
+    if value is None or isinstance(value, bool | str):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): _plain(f"{name}.{key}", item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(f"{name}[{i}]", item) for i, item in enumerate(value)]
+    try:
+        number = np.asarray(value).item()
+    except (TypeError, ValueError) as wrong:
+        raise MetricsError(f"field {name!r}: one number is needed, not {value!r}") from wrong
+    if not isinstance(number, bool | int | float):
+        raise MetricsError(f"field {name!r}: {type(value).__name__} is not a JSON value")
+    return number if math.isfinite(number) else None
+
+
+def _lies_after(record: Mapping[str, Any], after: int, match: Mapping[str, Any]) -> bool:
+    step = record.get("step", record.get("updates"))
+    matches = all(record.get(name) == value for name, value in match.items())
+    return matches and step is not None and step > after
+
+
+def _drop_partial_line(path: Path) -> None:
+    """Cuts the file after its last whole record; raises MetricsError if an earlier one is bad."""
+    if not path.exists():
+        return
+    lines = path.read_bytes().splitlines(keepends=True)
+    for number, line in enumerate(lines, 1):
+        if line.endswith(b"\n") and _is_object(line):
+            continue
+        if number < len(lines):
+            raise MetricsError(
+                f"{path}, line {number}: not a JSON object: {line[:80]!r}; repair or delete it"
+            )
+        with path.open("r+b") as file:
+            file.truncate(sum(len(whole) for whole in lines[:-1]))
+
+
+def _is_object(line: bytes) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except ValueError:
+        return False

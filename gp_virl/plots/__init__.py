@@ -1,0 +1,1 @@
+"""Figures and pages from what a run wrote; no JAX here."""

@@ -1,0 +1,1 @@
+"""Wording, tokenizers, compiled templates, and the reading of replies."""

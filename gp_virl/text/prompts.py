@@ -1,0 +1,204 @@
+"""The wording of the card game: data only. template.py compiles it, card_dialogue.py speaks it.
+
+Slots are {name} in lower case; any other brace is text. {jack}, {queen}, {king} (their values) and
+{target} may stand in every text but the reply; which others may, and which must, is in `SLOTS`.
+"""
+
+import dataclasses
+import json
+import pathlib
+import tomllib
+from collections.abc import Mapping
+
+from gp_virl.text.template import split
+
+RULE_SLOTS = ("jack", "queen", "king", "target")
+# Texts with slots: (slots that must occur, slots that may besides those of the rule).
+SLOTS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "prompt": (("cards", *RULE_SLOTS), ()),
+    "reply": (("cards", "numbers", "formula", "target"), ()),
+    "solved": ((), ()),
+    "wrong_value": (("value",), ()),
+    "other_value": ((), ()),
+    "foreign": (("foreign",), ()),
+    "unused": (("unused",), ()),
+    "foreign_and_unused": ((), ("foreign", "unused")),
+    "illegal": ((), ()),
+    "unrecognized": ((), ()),
+}
+LARGEST = 999  # numbers up to here can be named; each is a piece
+
+
+@dataclasses.dataclass(frozen=True)
+class Wording:
+    """Everything that is said in the card game, by the environment and by the expert."""
+
+    prompt: str
+    cards_separator: str  # between the four cards of the prompt
+    reply: str  # of the expert; {cards} {numbers} {formula} {target}
+    reply_cards_separator: str
+    reply_numbers_separator: str
+    answer_field: str  # where the answer starts in a reply; what is before it is thought
+    solved: str
+    wrong_value: str  # the formula's value is a whole number that can be named: {value}
+    other_value: str  # any other wrong value, division by zero included
+    foreign: str  # numbers beyond the hand's: {foreign}
+    unused: str  # numbers of the hand left over: {unused}
+    foreign_and_unused: str
+    illegal: str
+    unrecognized: str
+    numbers_separator: str  # in lists of foreign and unused numbers
+    largest: int  # larger numbers are named by `overflow`
+    overflow: str
+    foreign_named: int  # so many foreign numbers are named, 1 to 8
+    unused_named: int  # and so many unused ones, 1 to 4
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if type(value) is not field.type:
+                raise ValueError(
+                    f"wording field {field.name!r} is {value!r}, must be {field.type.__name__}"
+                )
+        for name, (required, optional) in SLOTS.items():
+            self._check_text(name, required, optional)
+        for name, top in (("largest", LARGEST), ("foreign_named", 8), ("unused_named", 4)):
+            low = 24 if name == "largest" else 1
+            if not low <= getattr(self, name) <= top:
+                raise ValueError(
+                    f"wording field {name!r} is {getattr(self, name)}, must be {low} to {top}"
+                )
+        if self.answer_field not in self.reply:
+            raise ValueError(
+                f"wording: answer_field {self.answer_field!r} doesn't occur in the reply "
+                f"{self.reply!r}"
+            )
+
+    def _check_text(self, name: str, required: tuple[str, ...], optional: tuple[str, ...]):
+        text = getattr(self, name)
+        allowed = {*required, *optional, *(RULE_SLOTS if name != "reply" else ())}
+        found = [part[1] for part in split(text, allowed, f"wording {name!r}") if part[0] == "slot"]
+        absent = [f"{{{slot}}}" for slot in required if slot not in found]
+        if absent:
+            raise ValueError(f"wording {name!r} lacks {', '.join(absent)}: {text!r}")
+        if text != text.strip() or not text:
+            raise ValueError(
+                f"wording {name!r} is empty or starts or ends with a blank, which chat templates "
+                f"trim: {text!r}"
+            )
+
+    def text_literals(self) -> list[str]:
+        """The texts between the slots, without the blank before a slot, in order."""
+        texts = []
+        for name, (required, optional) in SLOTS.items():
+            parts = split(getattr(self, name), {*required, *optional, *RULE_SLOTS}, name)
+            texts += [text.removesuffix(" ") for kind, text in parts if kind == "literal"]
+        texts += [self.reply_cards_separator, self.reply_numbers_separator, self.overflow]
+        return [text for text in dict.fromkeys(texts) if text.strip()]
+
+
+REPLY = '{"cards": ["{cards}"], "number": [{numbers}], "formula": "{formula}={target}"}'
+
+BRIEF = Wording(
+    prompt="{cards} with J={jack}, Q={queen}, K={king}: make {target}",
+    cards_separator=" ",
+    reply=REPLY,
+    reply_cards_separator='", "',
+    reply_numbers_separator=", ",
+    answer_field='"formula"',
+    solved="Solved",
+    wrong_value="Value:{value}",
+    other_value="Value:other",
+    foreign="Foreign:{foreign}",
+    unused="Unused:{unused}",
+    foreign_and_unused="Foreign:{foreign}",
+    illegal="Illegal",
+    unrecognized="Unrecognized",
+    numbers_separator=" ",
+    largest=99,
+    overflow="large",
+    foreign_named=1,
+    unused_named=1,
+)
+
+FULL = Wording(
+    prompt="""\
+You are playing a card game with numbers. You are dealt four cards and must combine their values \
+into a formula that equals {target}.
+
+Rules:
+1. An ace (A) counts as 1 and the cards 2 to 10 count as their number. J counts as {jack}, \
+Q counts as {queen} and K counts as {king}.
+2. Each card is used exactly once, and no other number is used.
+3. The operators are +, -, * and /, with parentheses ( and ) where needed.
+
+Your cards: {cards}.
+
+Answer with a JSON object on one line that has three keys: "cards", the list of the four cards; \
+"number", the list of their values under the rules above, in the same order; and "formula", an \
+equation whose left side uses these values and whose right side is the number to reach. \
+For example, to reach 24 with the cards 4, A, 6, A, a good answer would be:
+{"cards": ["4", "A", "6", "A"], "number": [4, 1, 6, 1], "formula": "4*6*1*1=24"}""",
+    cards_separator=", ",
+    reply=REPLY,
+    reply_cards_separator='", "',
+    reply_numbers_separator=", ",
+    answer_field='"formula"',
+    solved="Correct: the formula uses every card once and equals {target}.",
+    wrong_value="Wrong value: the formula equals {value}, not {target}. Try again.",
+    other_value="Wrong value: the formula does not equal {target}. Try again.",
+    foreign="Wrong numbers: your cards do not give you {foreign}. Use the value of each card "
+    "exactly once. Try again.",
+    unused="Wrong numbers: you have not used {unused}. Use the value of each card exactly once. "
+    "Try again.",
+    foreign_and_unused="Wrong numbers: your cards do not give you {foreign}, and you have not "
+    "used {unused}. Use the value of each card exactly once. Try again.",
+    illegal="Illegal formula: the answer needs a formula made of whole numbers, +, -, *, / and "
+    "balanced parentheses only. Try again.",
+    unrecognized="Wrong cards: the cards you name are not the cards you were dealt. Look again.",
+    numbers_separator=", ",
+    largest=LARGEST,
+    overflow="a number above 999",
+    foreign_named=8,
+    unused_named=4,
+)
+
+WORDINGS: Mapping[str, Wording] = {"full": FULL, "brief": BRIEF}
+
+
+def load_wording(name_or_path: str) -> Wording:
+    """The wording 'full' or 'brief', or that of a .json or .toml file with the same fields.
+
+    ValueError names the fields or slots that are missing, unknown or wrong, and those allowed.
+    """
+    if name_or_path in WORDINGS:
+        return WORDINGS[name_or_path]
+    path = pathlib.Path(name_or_path)
+    readers = {".json": json.loads, ".toml": tomllib.loads}
+    if path.suffix not in readers or not path.is_file():
+        raise ValueError(
+            f"no wording {name_or_path!r}; give one of {', '.join(map(repr, WORDINGS))}, or the "
+            "path of an existing .json or .toml file with the fields of a wording"
+        )
+    try:
+        fields = readers[path.suffix](path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: not readable as {path.suffix[1:].upper()}: {error}") from error
+    return from_fields(fields, str(path))
+
+
+def from_fields(fields: object, where: str) -> Wording:
+    """A wording from a mapping of all its fields; ValueError names what is wrong in `where`."""
+    allowed = [field.name for field in dataclasses.fields(Wording)]
+    if not isinstance(fields, Mapping):
+        raise ValueError(f"{where}: must be a table with the fields {', '.join(allowed)}")
+    unknown, missing = sorted(set(fields) - set(allowed)), sorted(set(allowed) - set(fields))
+    if unknown or missing:
+        raise ValueError(
+            f"{where}: unknown fields {unknown}, missing fields {missing}; "
+            f"a wording has exactly the fields {', '.join(allowed)}"
+        )
+    try:
+        return Wording(**fields)
+    except ValueError as error:
+        raise type(error)(f"{where}: {error}") from error

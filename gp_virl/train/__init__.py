@@ -1,0 +1,1 @@
+"""Training: supervised fine-tuning and PPO as pure updates of one state."""

@@ -1,0 +1,61 @@
+"""Supervised fine-tuning: next-token loss on reply tokens, one jitted update."""
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx, struct
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from gp_virl.train.logp import token_logp
+from gp_virl.train.state import TrainState, apply_gradients
+
+
+@struct.dataclass
+class Batch:
+    """N rows of packed dialogues."""
+
+    tokens: Int[Array, "N S"]
+    positions: Int[Array, "N S"]  # restart at each dialogue
+    segments: Int[Array, "N S"]  # 1, 2, ...; 0 is padding
+    replied: Bool[Array, "N S"]  # True for tokens to be predicted
+
+
+def loss(graph: nnx.GraphDef, params: PyTree, batch: Batch) -> tuple[Float[Array, ""], dict]:
+    """Sum of -log p over reply tokens, and sums to report; divide by `tokens` for the mean."""
+    model = nnx.merge(graph, params)
+    hidden = model.hidden(batch.tokens, batch.positions, batch.segments)
+    logp, _ = token_logp(hidden[:, :-1], model.head(), batch.tokens[:, 1:])
+    replied = batch.replied[:, 1:]
+    total = -jnp.where(replied, logp, 0.0).sum()
+    return total, {"loss": total, "tokens": replied.sum().astype(jnp.float32)}
+
+
+def update(
+    graph: nnx.GraphDef,
+    optimizer: optax.GradientTransformation,
+    microbatch: int,
+    state: TrainState,
+    batch: Batch,
+) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
+    """One optimizer step on the mean loss over the batch, gradients summed over microbatches."""
+    parts = jax.tree.map(lambda a: a.reshape(-1, microbatch, *a.shape[1:]), batch)
+    replied = jnp.maximum(batch.replied[:, 1:].sum(), 1)
+
+    def add(carry, part):
+        (_, sums), grads = jax.value_and_grad(loss, argnums=1, has_aux=True)(
+            graph, state.params, part
+        )
+        return jax.tree.map(jnp.add, carry, (grads, sums)), None
+
+    zero = jax.tree.map(jnp.zeros_like, state.params)
+    sums = {"loss": jnp.zeros(()), "tokens": jnp.zeros(())}
+    (grads, sums), _ = jax.lax.scan(add, (zero, sums), parts)
+    grads = jax.tree.map(lambda g: g / replied, grads)
+    state, norm = apply_gradients(state, grads, optimizer)
+    metrics = {
+        "loss": sums["loss"] / replied,
+        "reply_tokens": sums["tokens"],
+        "tokens": (batch.segments > 0).sum().astype(jnp.float32),
+        "grad_norm": norm,
+    }
+    return state, metrics

@@ -1,0 +1,54 @@
+"""The state of training, and optimizers from the configuration."""
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from jaxtyping import Array, Float, Int, PyTree
+
+from gp_virl.config import PpoConfig, SftConfig
+
+
+@struct.dataclass
+class TrainState:
+    """Parameters (float32 masters), optimizer state and the number of updates done."""
+
+    params: PyTree
+    opt_state: PyTree
+    step: Int[Array, ""]
+
+
+def create(params: PyTree, optimizer: optax.GradientTransformation) -> TrainState:
+    """A state at step 0 that owns a copy of `params`: updates may donate it."""
+    params = jax.tree.map(jnp.copy, params)
+    return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
+
+
+def schedule(run: SftConfig | PpoConfig, steps: int) -> optax.Schedule:
+    """Learning rate by step: linear warm-up, then constant, linear or cosine to `final_share`."""
+    peak, left = run.learning_rate, max(1, steps - run.warmup)
+    after = {
+        "constant": lambda: optax.constant_schedule(peak),
+        "linear": lambda: optax.linear_schedule(peak, peak * run.final_share, left),
+        "cosine": lambda: optax.cosine_decay_schedule(peak, left, run.final_share),
+    }[run.schedule]()
+    if not run.warmup:
+        return after
+    rise = optax.linear_schedule(peak / run.warmup, peak, run.warmup)
+    return optax.join_schedules([rise, after], [run.warmup])
+
+
+def optimizer(run: SftConfig | PpoConfig, steps: int) -> optax.GradientTransformation:
+    """AdamW under global-norm clipping; PPO has no weight decay."""
+    decay = getattr(run, "weight_decay", 0.0)
+    adam = optax.adamw(schedule(run, steps), b2=run.beta2, eps=1e-6, weight_decay=decay)
+    return optax.chain(optax.clip_by_global_norm(run.clip_norm), adam)
+
+
+def apply_gradients(
+    state: TrainState, grads: PyTree, optimizer: optax.GradientTransformation
+) -> tuple[TrainState, Float[Array, ""]]:
+    """The next state and the gradients' global norm before clipping."""
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    return TrainState(params, opt_state, state.step + 1), optax.global_norm(grads)

@@ -1,0 +1,1 @@
+"""Programs: each owns one loop and reads top-down."""

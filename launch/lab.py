@@ -1,0 +1,170 @@
+"""What the launchers share: a study's configuration turned into models, games and jitted steps."""
+
+import dataclasses
+import functools
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from flax import nnx
+from jaxtyping import PyTree
+from ml_collections import ConfigDict, config_flags
+from transformers import PreTrainedTokenizerBase
+
+from gp_virl import config as cfg
+from gp_virl.envs.card_game import CardGame
+from gp_virl.evals import flops
+from gp_virl.evals.evaluate import records
+from gp_virl.metrics import JsonlWriter
+from gp_virl.model import mllama
+from gp_virl.model.config import ModelConfig
+from gp_virl.rollout import episodes
+from gp_virl.rollout.sampling import Sampling
+from gp_virl.text import prompts, tokenizer
+
+DECODINGS = ("greedy", "sampled")
+
+
+@dataclasses.dataclass(frozen=True)
+class Lab:
+    """A study ready to run; games by name: every split, 'train' and 'held_out'."""
+
+    config: cfg.StudyConfig
+    tokenizer: PreTrainedTokenizerBase
+    wording: prompts.Wording
+    model: ModelConfig
+    graph: nnx.GraphDef
+    games: dict[str, CardGame]
+    parameters: int  # that a text token meets, for the compute axis
+    play: Callable  # jitted episodes.outcomes: (params, game, deal, draw, sampling, hands)
+
+
+def open_lab(config: cfg.StudyConfig) -> Lab:
+    """Check and build everything that costs little; raises before any training starts."""
+    words = prompts.load_wording(config.text.wording)
+    tokens = tokenizer.load(config.text.tokenizer)
+    roll = config.rollout
+    envs = dict(config.splits)
+    envs["train"] = dataclasses.replace(config.env, hands="seen")
+    envs["held_out"] = dataclasses.replace(config.env, hands="held_out")
+    games = {
+        name: CardGame.build(env, tokens, words, roll.reply_length) for name, env in envs.items()
+    }
+    for name, game in games.items():
+        needed = game.context_limit
+        if needed > roll.context:
+            raise cfg.ConfigError(
+                f"config.rollout.context: given {roll.context}, but conversations of {name} "
+                f"take up to {needed} tokens; allowed: at least {needed}"
+            )
+    model = ModelConfig.preset(
+        config.model.size, vocab_size=len(tokens),
+        dtype=config.model.dtype, remat=config.model.remat,
+    )  # fmt: skip
+    graph, shapes = mllama.abstract(model)
+    play = jax.jit(functools.partial(_play, graph, config), static_argnames="hands")
+    return Lab(config, tokens, words, model, graph, games, flops.parameters(shapes), play)
+
+
+def _play(graph, config: cfg.StudyConfig, params, game, deal, draw, sampling, hands: int):
+    roll = config.rollout
+    return episodes.outcomes(
+        nnx.merge(graph, params), game, deal, draw, sampling,
+        hands=hands, lanes=config.eval.lanes, max_turns=config.env.max_turns,
+        size=roll.context, reply_length=roll.reply_length, chunk=roll.chunk,
+    )  # fmt: skip
+
+
+def sampling(config: cfg.StudyConfig, decoding: str) -> Sampling:
+    """How replies are drawn: as in training, or the most likely token."""
+    roll = config.rollout
+    return Sampling(
+        temperature=jnp.float32(roll.temperature),
+        top_p=jnp.float32(roll.top_p),
+        greedy=jnp.asarray(decoding == "greedy"),
+    )
+
+
+def evaluate(
+    lab: Lab,
+    params: PyTree,
+    hands: int,
+    common: Mapping[str, Any],
+    splits: Iterable[str],
+    decodings: Iterable[str] = DECODINGS,
+) -> list[dict[str, Any]]:
+    """Tidy records of the splits; the hands depend on `eval.seed` alone, not on the branch.
+
+    The game 'held_out' counts as split id with the metric's suffix _held_out.
+    """
+    found = []
+    key = jax.random.key(lab.config.eval.seed)
+    for split in splits:
+        game = lab.games[split]
+        for decoding in decodings:
+            table, states = lab.play(
+                params, game, key, jax.random.fold_in(key, 1),
+                sampling(lab.config, decoding), hands=hands,
+            )  # fmt: skip
+            everyone = np.ones(hands, bool)
+            groups = {"_held_out": everyone} if split == "held_out" else {"": everyone}
+            if split == "id":
+                groups["_seen"] = ~np.asarray(jax.vmap(game.held_out)(states))
+            about = dict(common) | {
+                "kind": "eval",
+                "split": "id" if split == "held_out" else split,
+                "decoding": decoding,
+            }
+            found += records(np.asarray(table), game.outcomes, about, groups)
+    return found
+
+
+def write_all(writer: JsonlWriter, found: Iterable[Mapping[str, Any]]) -> None:
+    """Append every record."""
+    for record in found:
+        writer.write(record)
+
+
+def shown(found: Iterable[Mapping[str, Any]]) -> str:
+    """One line of the success rates among some records."""
+    parts = [
+        f"{r['split']}{r['metric'].removeprefix('success')} {100 * r['value']:.1f}%"
+        for r in found
+        if r["metric"].startswith("success") and r["decoding"] == "greedy" and r["tries"] > 1
+    ]
+    return ", ".join(parts)
+
+
+def define_config(default: str = "configs/gp_l.py:tiny") -> Callable[[], cfg.StudyConfig]:
+    """Define --config; the returned function gives the checked study once flags are parsed."""
+    holder = config_flags.DEFINE_config_file("config", default, "experiment configuration")
+
+    def study() -> cfg.StudyConfig:
+        given: ConfigDict = holder.value
+        return cfg.build(given)
+
+    return study
+
+
+def define_workdir() -> Callable[[cfg.StudyConfig], Path]:
+    """Define --workdir; by default runs/TASK_SCALE."""
+    holder = flags.DEFINE_string("workdir", None, "where everything is written")
+
+    def place(config: cfg.StudyConfig) -> Path:
+        return Path(holder.value or f"runs/{config.task}_{config.scale}")
+
+    return place
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file in one move: it is there whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(path.name + ".tmp")
+    beside.write_text(json.dumps(content, indent=1) + "\n")
+    os.replace(beside, path)

@@ -1,0 +1,57 @@
+"""Packaging. `pip install -e .` in a checkout makes gp_virl, launch and configs importable."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+REQUIRES = [
+    "absl-py>=2.1",
+    "array_record>=0.5",
+    "flax>=0.12",
+    "grain>=0.2.10",
+    "jax>=0.10",
+    "jaxtyping>=0.3",
+    "matplotlib>=3.8",
+    "ml-collections>=1.0",
+    "numpy>=2.0",
+    "optax>=0.2.5",
+    "orbax-checkpoint>=0.11.30",
+    "pillow>=10.0",
+    "safetensors>=0.5",
+    "scipy>=1.13",
+    "tensorflow-datasets>=4.9.8",
+    "tokenizers>=0.21",
+    "tqdm>=4.66",
+    "transformers>=5.0",
+]
+EXTRAS = {
+    "tpu": ["libtpu"],
+    "torch": ["torch>=2.5"],
+    "test": [
+        "beartype>=0.20",
+        "hypothesis>=6.100",
+        "pytest>=8.0",
+        "pytest-xdist>=3.6",
+        "ruff>=0.12",
+    ],
+    "notebooks": ["ipywidgets>=8.0", "jupyterlab>=4.0"],
+    "tensorboard": ["tensorboardX>=2.6"],
+    "wandb": ["wandb>=0.19"],
+}
+
+setup(
+    name="gp_virl",
+    version="0.1.0",
+    description="Does post-training memorise or generalise? SFT against RL on GeneralPoints and "
+    "V-IRL, in JAX.",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    # A wheel holds the library alone. An editable install puts the whole checkout on the path
+    # (the package_dir entry sees to that), so `python -m launch.study` runs from anywhere.
+    packages=find_packages(include=["gp_virl", "gp_virl.*"]),
+    package_dir={"": "."},
+    install_requires=REQUIRES,
+    extras_require=EXTRAS,
+)

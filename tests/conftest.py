@@ -1,0 +1,21 @@
+"""Test settings: run on the CPU, check every annotated shape, draw the same examples each time."""
+
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+from hypothesis import HealthCheck, settings
+from jaxtyping import install_import_hook
+
+# gp_virl must not be imported before this line, or its annotations would go unchecked.
+install_import_hook("gp_virl", "beartype.beartype")
+
+settings.register_profile(
+    "deterministic",
+    derandomize=True,
+    deadline=None,  # the first example of a jitted function pays for its compilation
+    max_examples=200,
+    suppress_health_check=[HealthCheck.too_slow],
+    print_blob=True,
+)
+settings.load_profile("deterministic")

@@ -1,0 +1,184 @@
+"""GeneralPoints read slowly and plainly: regular expressions, a recursive parser, exact fractions.
+
+Nothing here is shared with the array code.
+"""
+
+import itertools
+import re
+from fractions import Fraction
+
+KEY = re.compile(rb"""(["'])formula\1[ \t\n\r]*:[ \t\n\r]*""")
+TOKEN = re.compile(rb"(?:[ \t\n\r]|\\[ntr]|\xc2\xa0)+|([0-9]+)|([-+*()])|(/|\\/)")
+REWARDS = {"solved": 5, "wrong_value": -1, "wrong_numbers": -2, "illegal": -3}
+
+
+class Illegal(Exception):
+    """The reply has no legal formula."""
+
+
+def formula_text(reply: bytes) -> bytes:
+    """The content of the last formula's string, up to its first `=`."""
+    starts = [match.end() for match in KEY.finditer(reply)]
+    # A match may hide another that begins at its closing quote only if it fails, so none is lost.
+    if not starts:
+        raise Illegal("no key")
+    rest = reply[starts[-1] :]
+    quote = rest[:1]
+    if quote not in (b'"', b"'"):
+        raise Illegal("not a string")
+    at = 1
+    while rest[at : at + 1] != quote:
+        if at >= len(rest):
+            raise Illegal("not closed")
+        at += 2 if rest[at : at + 1] == b"\\" else 1
+    return rest[1:at].split(b"=")[0]
+
+
+def tokens(text: bytes) -> list[str]:
+    """Numbers, operators and parentheses; Illegal for anything else but blanks."""
+    found, at = [], 0
+    while at < len(text):
+        match = TOKEN.match(text, at)
+        if match is None:
+            raise Illegal(f"{text[at:]!r}")
+        if match[1] or match[2] or match[3]:
+            found.append((match[1] or match[2] or b"/").decode())
+        at = match.end()
+    return found
+
+
+class Parser:
+    """Precedence climbing over explicit stacks (a shunting-yard), so that depth is no limit."""
+
+    def __init__(self, reply: bytes):
+        self.numbers: list[int] = []
+        self.output: list[str | int] = []  # reverse Polish
+        waiting: list[str] = []
+        wants_operand = True
+        for token in tokens(formula_text(reply)):
+            if wants_operand != (token == "(" or token.isdigit()):
+                raise Illegal(token)
+            if token.isdigit():
+                self.numbers.append(int(token))
+                self.output.append(int(token))
+                wants_operand = False
+            elif token == "(":
+                waiting.append(token)
+            elif token == ")":
+                while waiting and waiting[-1] != "(":
+                    self.output.append(waiting.pop())
+                if not waiting:
+                    raise Illegal("closes nothing")
+                waiting.pop()
+            else:
+                while waiting and waiting[-1] != "(" and (waiting[-1] in "*/" or token in "+-"):
+                    self.output.append(waiting.pop())
+                waiting.append(token)
+                wants_operand = True
+        if wants_operand or "(" in waiting:
+            raise Illegal("incomplete")
+        self.output += reversed(waiting)
+
+    def value(self) -> Fraction | None:
+        """The exact value; None if something is divided by zero."""
+        stack: list[Fraction] = []
+        for item in self.output:
+            if isinstance(item, int):
+                stack.append(Fraction(item))
+                continue
+            right, left = stack.pop(), stack.pop()
+            if item == "/" and right == 0:
+                return None
+            stack.append(apply(item, left, right))
+        return stack[0]
+
+
+def apply(operator: str, left: Fraction, right: Fraction) -> Fraction:
+    if operator == "+":
+        return left + right
+    if operator == "-":
+        return left - right
+    return left * right if operator == "*" else left / right
+
+
+def judge(reply: bytes, values: list[int], target: int) -> dict:
+    """outcome, and what the feedback may name: foreign, unused, value."""
+    said = {"outcome": "illegal", "foreign": [], "unused": [], "value": None}
+    try:
+        parsed = Parser(reply)
+    except Illegal:
+        return said
+    left, foreign = list(values), []
+    for number in parsed.numbers:
+        if number in left:
+            left.remove(number)
+        else:
+            foreign.append(number)
+    if foreign or left:
+        return said | {"outcome": "wrong_numbers", "foreign": foreign, "unused": sorted(left)}
+    value = parsed.value()
+    if value == target:
+        return said | {"outcome": "solved", "value": value}
+    return said | {"outcome": "wrong_value", "value": value}
+
+
+def written_once(values: tuple[int, ...], target: int) -> set[str]:
+    """All formulas over the four values that reach the target, none with needless parentheses.
+
+    Every tree is written with all its parentheses; then a pair is dropped as long as the text
+    without it still has the same value for other numbers too, which is to say: always.
+    """
+    found = set()
+    for order in set(itertools.permutations(values)):
+        for text in _full_texts(list(order)):
+            if _value(text) == target:
+                found.add(_bare(text))
+    return found
+
+
+def _full_texts(numbers: list[int]) -> list[str]:
+    if len(numbers) == 1:
+        return [str(numbers[0])]
+    return [
+        f"({left}{operator}{right})"
+        for split in range(1, len(numbers))
+        for left in _full_texts(numbers[:split])
+        for right in _full_texts(numbers[split:])
+        for operator in "+-*/"
+    ]
+
+
+def _value(text: str) -> Fraction | None:
+    return Parser(f'"formula":"{text}"'.encode()).value()
+
+
+# Numbers so large and unlike that two different formulas don't meet by chance.
+_STRANGERS = (1009, 3163, 10007, 31627)
+
+
+def _bare(text: str) -> str:
+    """`text` without each pair of parentheses that doesn't change what it means."""
+    places = iter(_STRANGERS)
+    strange = re.sub(r"[0-9]+", lambda _: str(next(places)), text)
+    numbers = re.findall(r"[0-9]+", text)
+    meant = _value(strange)
+    while True:
+        for shorter in _one_pair_less(strange):
+            if _value(shorter) == meant:
+                strange = shorter
+                break
+        else:
+            break
+    places = iter(numbers)
+    return re.sub(r"[0-9]+", lambda _: next(places), strange)
+
+
+def _one_pair_less(text: str) -> list[str]:
+    opened, texts = [], []
+    for at, character in enumerate(text):
+        if character == "(":
+            opened.append(at)
+        elif character == ")":
+            start = opened.pop()
+            texts.append(text[:start] + text[start + 1 : at] + text[at + 1 :])
+    return texts
