@@ -54,6 +54,7 @@ def study(task: str, scale: str) -> ConfigDict:
         lanes=128,
         turns=5,
         reply_length=40,
+        reply_bytes=256,
         context=256,
         chunk=32,
         temperature=1.0,

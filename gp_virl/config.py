@@ -20,17 +20,17 @@ def choice(*allowed: str):
     return field(metadata={"test": lambda v: v in allowed, "allowed": "one of " + ", ".join(allowed)})
 
 
-def at_least(low: float):
+def at_least(low: int | float):
     """A number field that must be >= low."""
     return field(metadata={"test": lambda v: v >= low, "allowed": f"a number >= {low}"})
 
 
-def above(low: float):
+def above(low: int | float):
     """A number field that must be > low."""
     return field(metadata={"test": lambda v: v > low, "allowed": f"a number > {low}"})
 
 
-def between(low: float, high: float):
+def between(low: int | float, high: int | float):
     """A number field in [low, high]."""
     return field(metadata={"test": lambda v: low <= v <= high, "allowed": f"in [{low}, {high}]"})
 
@@ -110,11 +110,15 @@ class SftConfig:
 
 @dataclass(frozen=True)
 class RolloutConfig:
-    """Lanes play side by side; `context` tokens hold a whole conversation of a lane."""
+    """Lanes play side by side; `context` tokens hold a whole conversation of a lane.
+
+    A reply has at most `reply_length` tokens, of which the verifier reads `reply_bytes` bytes.
+    """
 
     lanes: int = at_least(1)
     turns: int = at_least(1)
     reply_length: int = at_least(1)
+    reply_bytes: int = at_least(1)
     context: int = at_least(8)
     chunk: int = at_least(1)
     temperature: float = above(0)

@@ -19,11 +19,9 @@ from transformers import PreTrainedTokenizerBase
 
 from gp_virl import config as cfg
 from gp_virl.envs.card_game import CardGame
-from gp_virl.evals import flops
 from gp_virl.evals.evaluate import records
-from gp_virl.metrics import JsonlWriter
 from gp_virl.model import mllama
-from gp_virl.model.config import ModelConfig
+from gp_virl.model.config import GROUP, ModelConfig, preset
 from gp_virl.rollout import episodes
 from gp_virl.rollout.sampling import Sampling
 from gp_virl.text import prompts, tokenizer
@@ -54,7 +52,8 @@ def open_lab(config: cfg.StudyConfig) -> Lab:
     envs["train"] = dataclasses.replace(config.env, hands="seen")
     envs["held_out"] = dataclasses.replace(config.env, hands="held_out")
     games = {
-        name: CardGame.build(env, tokens, words, roll.reply_length) for name, env in envs.items()
+        name: CardGame.build(env, tokens, words, roll.reply_length, roll.reply_bytes)
+        for name, env in envs.items()
     }
     for name, game in games.items():
         needed = game.context_limit
@@ -63,13 +62,30 @@ def open_lab(config: cfg.StudyConfig) -> Lab:
                 f"config.rollout.context: given {roll.context}, but conversations of {name} "
                 f"take up to {needed} tokens; allowed: at least {needed}"
             )
-    model = ModelConfig.preset(
-        config.model.size, vocab_size=len(tokens),
-        dtype=config.model.dtype, remat=config.model.remat,
-    )  # fmt: skip
+    choice = config.model
+    model = preset(
+        choice.size,
+        vocab_size=tokenizer.head_rows(tokens),
+        dtype=choice.dtype,
+        remat=choice.remat,
+    )
     graph, shapes = mllama.abstract(model)
     play = jax.jit(functools.partial(_play, graph, config), static_argnames="hands")
-    return Lab(config, tokens, words, model, graph, games, flops.parameters(shapes), play)
+    return Lab(config, tokens, words, model, graph, games, text_parameters(shapes), play)
+
+
+def text_parameters(shapes: PyTree) -> int:
+    """Parameters that a text token meets: all but the cross-attention layers and the value head.
+
+    The embedding table is left out as well: a token reads one row of it.
+    """
+    skipped = (f"['layers'][{GROUP.index('cross')}]", "value_head", "embed_tokens")
+    named = jax.tree_util.tree_flatten_with_path(shapes)[0]
+    return sum(
+        leaf.size
+        for path, leaf in named
+        if not any(part in jax.tree_util.keystr(path) for part in skipped)
+    )
 
 
 def _play(graph, config: cfg.StudyConfig, params, game, deal, draw, sampling, hands: int):
@@ -123,12 +139,6 @@ def evaluate(
             }
             found += records(np.asarray(table), game.outcomes, about, groups)
     return found
-
-
-def write_all(writer: JsonlWriter, found: Iterable[Mapping[str, Any]]) -> None:
-    """Append every record."""
-    for record in found:
-        writer.write(record)
 
 
 def shown(found: Iterable[Mapping[str, Any]]) -> str:

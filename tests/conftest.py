@@ -7,8 +7,10 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 from hypothesis import HealthCheck, settings
 from jaxtyping import install_import_hook
 
+import tests.typecheck  # noqa: F401 - the hook finds it by name
+
 # gp_virl must not be imported before this line, or its annotations would go unchecked.
-install_import_hook("gp_virl", "beartype.beartype")
+install_import_hook("gp_virl", "tests.typecheck.checked")
 
 settings.register_profile(
     "deterministic",

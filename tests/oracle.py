@@ -9,7 +9,6 @@ from fractions import Fraction
 
 KEY = re.compile(rb"""(["'])formula\1[ \t\n\r]*:[ \t\n\r]*""")
 TOKEN = re.compile(rb"(?:[ \t\n\r]|\\[ntr]|\xc2\xa0)+|([0-9]+)|([-+*()])|(/|\\/)")
-REWARDS = {"solved": 5, "wrong_value": -1, "wrong_numbers": -2, "illegal": -3}
 
 
 class Illegal(Exception):
@@ -19,7 +18,6 @@ class Illegal(Exception):
 def formula_text(reply: bytes) -> bytes:
     """The content of the last formula's string, up to its first `=`."""
     starts = [match.end() for match in KEY.finditer(reply)]
-    # A match may hide another that begins at its closing quote only if it fails, so none is lost.
     if not starts:
         raise Illegal("no key")
     rest = reply[starts[-1] :]
@@ -48,7 +46,7 @@ def tokens(text: bytes) -> list[str]:
 
 
 class Parser:
-    """Precedence climbing over explicit stacks (a shunting-yard), so that depth is no limit."""
+    """Dijkstra's shunting-yard, so that depth is no limit."""
 
     def __init__(self, reply: bytes):
         self.numbers: list[int] = []
@@ -59,8 +57,9 @@ class Parser:
             if wants_operand != (token == "(" or token.isdigit()):
                 raise Illegal(token)
             if token.isdigit():
-                self.numbers.append(int(token))
-                self.output.append(int(token))
+                number = int(token.lstrip("0")[:20] or 0)  # 20 digits are as foreign as 2,000
+                self.numbers.append(number)
+                self.output.append(number)
                 wants_operand = False
             elif token == "(":
                 waiting.append(token)
@@ -125,8 +124,8 @@ def judge(reply: bytes, values: list[int], target: int) -> dict:
 def written_once(values: tuple[int, ...], target: int) -> set[str]:
     """All formulas over the four values that reach the target, none with needless parentheses.
 
-    Every tree is written with all its parentheses; then a pair is dropped as long as the text
-    without it still has the same value for other numbers too, which is to say: always.
+    Every tree is written with all its parentheses; then pairs are dropped one by one as long as
+    the text without them has the same value for other numbers too.
     """
     found = set()
     for order in set(itertools.permutations(values)):

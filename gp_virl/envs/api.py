@@ -1,26 +1,22 @@
-"""What every environment offers to the rollout: pure functions over one lane, vmapped by callers.
+"""What every environment offers: pure functions over one lane, vmapped by callers.
 
-An environment is a frozen, hashable dataclass (a static argument of a jitted function); all that
-changes during an episode is in its state, a PyTree.
+Environments and tasks are PyTrees whose arrays tell one split from another, so that one compiled
+program plays every split; all that changes during an episode is in its state, another PyTree.
 """
 
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 from jax import Array
-from jaxtyping import Key
+from jaxtyping import Bool, Int, Key
 
-from gp_virl.types import Answer, Verdict
+from gp_virl.types import Answer, Context, Verdict
 
 S = TypeVar("S")
 
 
+@runtime_checkable
 class Environment(Protocol[S]):
-    """A task with verifiable replies."""
-
-    @property
-    def outcomes(self) -> tuple[str, ...]:
-        """Names of the values of `Verdict.outcome`."""
-        ...
+    """A world with verifiable answers; it knows nothing of tokens."""
 
     def reset(self, key: Key[Array, ""]) -> S:
         """A new episode's state."""
@@ -29,3 +25,38 @@ class Environment(Protocol[S]):
     def step(self, state: S, answer: Answer) -> tuple[S, Verdict]:
         """The state after one reply, and its verdict; the caller resets what has terminated."""
         ...
+
+
+@runtime_checkable
+class Task(Protocol[S]):
+    """An environment with its texts: what a rollout plays, tokens in and tokens out."""
+
+    stop_ids: Int[Array, "n"]  # a reply ends with any of these tokens
+
+    @property
+    def outcomes(self) -> tuple[str, ...]:
+        """Names of the values of `Verdict.outcome`; the first is 'solved'."""
+        ...
+
+    def reset(self, key: Key[Array, ""]) -> S:
+        """A new episode's state; it has an integer field `turn`, the replies so far."""
+        ...
+
+    def observe(self, state: S, past: Context, ended: Bool[Array, ""]) -> Context:
+        """The whole context wanted at the next reply.
+
+        `past` is the conversation with the last reply at its end, read only if it goes on;
+        `ended` says whether that reply wrote its end token.
+        """
+        ...
+
+    def judge(
+        self, state: S, tokens: Int[Array, "T"], length: Int[Array, ""]
+    ) -> tuple[S, Verdict]:
+        """The state after a reply of `length` tokens, and its verdict."""
+        ...
+
+    def answer_start(self, tokens: Int[Array, "T"], length: Int[Array, ""]) -> Int[Array, ""]:
+        """How many of the reply's tokens end before its answer field."""
+        ...
+

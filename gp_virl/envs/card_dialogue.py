@@ -51,7 +51,7 @@ class CardTexts:
 
     def written(self, name: str) -> str:
         """The wording's text of that name with the rule and the target put in."""
-        rule = dict(jack=self.rule.jack, queen=self.rule.queen, king=self.rule.king)
+        rule = {"jack": self.rule.jack, "queen": self.rule.queen, "king": self.rule.king}
         return _put(getattr(self.wording, name), target=self.target, **rule)
 
     def prompt_text(self, symbols: Sequence[str]) -> str:
@@ -126,12 +126,15 @@ class CardPieces:
     ) -> Int[Array, "k"]:
         """Entries from the end of a reply up to where the next reply begins.
 
-        Lists are padded with -1 at their ends; `value` is -1 if it can't be named. `ended`: the
-        reply's last token is the end token; if it isn't, these entries start with one.
+        Numbers of -1 in the lists are none, wherever they stand; a `value` of -1 can't be named.
+        `ended`: the reply's last token is the end token; if it isn't, these entries start with one.
         """
+        foreign, unused = (x[jnp.argsort(x < 0, stable=True)] for x in (foreign, unused))
         wrong_numbers = jnp.where(foreign[0] < 0, 4, jnp.where(unused[0] < 0, 3, 5))
         wrong_value = jnp.where(value < 0, 2, 1)
-        variant = jnp.stack([jnp.zeros_like(wrong_value), wrong_value, wrong_numbers, 6, 7])[outcome]
+        variant = jnp.stack([jnp.zeros_like(wrong_value), wrong_value, wrong_numbers, 6, 7])[
+            outcome
+        ]
         row = Layout(
             self.feedbacks.first[variant],
             self.feedbacks.last[variant],
@@ -251,14 +254,14 @@ def _cases(
         told = texts.feedback_text(outcome, foreign, unused, value)
         contents = [texts.prompt_text([SYMBOLS[rank] for rank in ranks]), reply, told]
         roles = ("user", "assistant", "user")
-        messages = [dict(role=r, content=c) for r, c in zip(roles, contents, strict=True)]
-        values = dict(
-            end=[0],
-            cards=ranks,
-            foreign=[*foreign, *[-1] * KEPT_NUMBERS],
-            unused=[*unused, *[-1] * CARDS],
-            value=[value],
-        )
+        messages = [{"role": r, "content": c} for r, c in zip(roles, contents, strict=True)]
+        values = {
+            "end": [0],
+            "cards": ranks,
+            "foreign": [*foreign, *[-1] * KEPT_NUMBERS],
+            "unused": [*unused, *[-1] * CARDS],
+            "value": [value],
+        }
         parts = [*template.entries_of(asked, values), reply]
         parts += template.entries_of(feedbacks[variant], values)
         text = template.render(pieces.tokenizer, messages, True)

@@ -8,12 +8,13 @@ without a loop.
 
 import functools
 import itertools
+import math
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Int, Int64, Key, UInt8
+from jaxtyping import Array, Bool, Int, Int64, Integer, Key, UInt8
 
 from gp_virl.types import CARDS
 
@@ -24,6 +25,7 @@ JACK = SYMBOLS.index("J")
 SUIT_CHOICES = {"all": (0, 1, 2, 3), "black": (0, 2), "red": (1, 3)}
 HAND_CHOICES = ("all", "seen", "held_out")
 LARGEST_VALUE = 99
+MOST_HANDS = math.comb(RANKS * len(SUITS), CARDS)  # 270,725 sets of four cards
 
 # Every multiset of four ranks, each in ascending order: Int[1820, 4], in lexicographic order.
 RANK_MULTISETS = np.array(list(itertools.combinations_with_replacement(range(RANKS), CARDS)))
@@ -83,10 +85,10 @@ register_rule("face_ten", jack=10, queen=10, king=10)
 register_rule("face_rank", jack=11, queen=12, king=13)
 
 
-def multiset_index(ranks: Int[np.ndarray, "*b 4"]) -> Int64[np.ndarray, "*b"]:
+def multiset_index(ranks: Integer[np.ndarray, "*b 4"]) -> Int64[np.ndarray, "*b"]:
     """Rows of RANK_MULTISETS; the order of the four ranks doesn't matter."""
     a, b, c, d = np.moveaxis(np.sort(ranks, axis=-1), -1, 0)
-    return _index_of_ranks()[a, b, c, d]
+    return np.asarray(_index_of_ranks()[a, b, c, d])
 
 
 @functools.lru_cache(1)
@@ -132,10 +134,10 @@ def _card_sets(suits: int) -> Int64[np.ndarray, "sets 4"]:
 
 
 def deal(
-    key: Key[Array, ""], hands: UInt8[Array, "hands 4"]
+    key: Key[Array, ""], hands: UInt8[Array, "hands 4"], count: Int[Array, ""]
 ) -> tuple[Int[Array, "4"], Int[Array, "4"]]:
-    """Ranks and suits of a hand drawn evenly from `hands`, in a random order."""
-    drawn = jax.random.randint(key, (), 0, hands.shape[0] * len(_ORDERS))
+    """Ranks and suits of a hand drawn evenly from the first `count`, in a random order."""
+    drawn = jax.random.randint(key, (), 0, count * len(_ORDERS))
     hand, order = drawn // len(_ORDERS), drawn % len(_ORDERS)
     cards = hands[hand].astype(jnp.int32)[jnp.asarray(_ORDERS)[order]]
     return cards // len(SUITS), cards % len(SUITS)

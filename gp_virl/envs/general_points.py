@@ -1,45 +1,17 @@
 """GeneralPoints: four cards, one formula that reaches the target, up to `max_turns` tries."""
 
-import functools
-from dataclasses import dataclass
-from typing import Protocol
-
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 
+from gp_virl.config import EnvConfig
 from gp_virl.envs import cards, formulas
 from gp_virl.types import CARDS, KEPT_NUMBERS, Answer, Verdict
 
 OUTCOMES = ("solved", "wrong_value", "wrong_numbers", "illegal", "unrecognized")
 SOLVED, WRONG_VALUE, WRONG_NUMBERS, ILLEGAL, UNRECOGNIZED = range(len(OUTCOMES))
 LARGEST_NAMED_VALUE = 999
-
-
-class RewardTable(Protocol):
-    """Reward of each outcome, and `exceeded`, which is added to the last failed try."""
-
-    solved: float
-    wrong_value: float
-    wrong_numbers: float
-    illegal: float
-    unrecognized: float
-    exceeded: float
-
-
-class Settings(Protocol):
-    """The fields of `gp_virl.config.EnvConfig`."""
-
-    rule: str
-    target: int
-    suits: str
-    require_face: bool
-    max_turns: int
-    hands: str
-    held_out: float
-    seed: int
-    rewards: RewardTable
 
 
 @struct.dataclass
@@ -62,87 +34,50 @@ class State:
     fault: Fault  # of the last reply
 
 
-@dataclass(frozen=True)
+@struct.dataclass
 class GeneralPoints:
-    """One variant of the game; `build` checks it."""
+    """One variant of the game. All of it is arrays whose shapes are the same for every variant,
+    so that one compiled program plays them all."""
 
-    rule: cards.FaceRule
-    target: int
-    suits: str
-    require_face: bool
-    max_turns: int
-    hands: str
-    held_out: float
-    seed: int
-    outcome_rewards: tuple[float, ...]  # by OUTCOMES
-    exceeded: float
+    values: Int[Array, "13"]  # of each rank under the face rule
+    target: Int[Array, ""]
+    deck: UInt8[Array, "270725 4"]  # sets of cards to deal; rows from deck_size on mean nothing
+    deck_size: Int[Array, ""]
+    max_turns: Int[Array, ""]
+    rewards: Float[Array, "5"]  # by OUTCOMES
+    exceeded: Float[Array, ""]  # added to the last failed try's reward
 
     @classmethod
-    def build(cls, config: Settings) -> "GeneralPoints":
+    def build(cls, config: EnvConfig) -> "GeneralPoints":
         """The variant of a configuration.
 
         Raises ValueError for an unknown rule, suits or hands, and for settings that leave no
         hand to deal.
         """
-        for name, given, allowed in (
-            ("suits", config.suits, cards.SUIT_CHOICES),
-            ("hands", config.hands, cards.HAND_CHOICES),
-        ):
-            if given not in allowed:
-                raise ValueError(f"{name}: given {given!r}, allowed: {', '.join(allowed)}")
-        if config.target < 1 or config.max_turns < 1:
+        hands = cards.admissible_hands(admissible(config), config.suits)
+        if not len(hands):
             raise ValueError(
-                f"given target={config.target}, max_turns={config.max_turns}; allowed: integers >= 1"
+                f"no hand can be dealt: given rule={config.rule}, target={config.target}, "
+                f"suits={config.suits}, require_face={config.require_face}, "
+                f"hands={config.hands}, held_out={config.held_out}; choose a target that some "
+                "hand reaches"
             )
-        env = cls(
-            rule=cards.face_rule(config.rule),
-            target=config.target,
-            suits=config.suits,
-            require_face=config.require_face,
-            max_turns=config.max_turns,
-            hands=config.hands,
-            held_out=config.held_out,
-            seed=config.seed,
-            outcome_rewards=tuple(float(getattr(config.rewards, name)) for name in OUTCOMES),
-            exceeded=float(config.rewards.exceeded),
+        deck = np.zeros((cards.MOST_HANDS, CARDS), np.uint8)
+        deck[: len(hands)] = hands
+        rewards = [getattr(config.rewards, name) for name in OUTCOMES]
+        return cls(
+            values=jnp.array(cards.face_rule(config.rule).values, jnp.int32),
+            target=jnp.int32(config.target),
+            deck=jnp.asarray(deck),
+            deck_size=jnp.int32(len(hands)),
+            max_turns=jnp.int32(config.max_turns),
+            rewards=jnp.array(rewards, jnp.float32),
+            exceeded=jnp.float32(config.rewards.exceeded),
         )
-        if not len(env.dealt_hands):
-            raise ValueError(
-                f"no hand can be dealt: given rule={env.rule.name}, target={env.target}, "
-                f"suits={env.suits}, require_face={env.require_face}, hands={env.hands}, "
-                f"held_out={env.held_out}; choose a target that some hand reaches"
-            )
-        return env
-
-    @property
-    def outcomes(self) -> tuple[str, ...]:
-        """Names of the values of `Verdict.outcome`."""
-        return OUTCOMES
-
-    @property
-    def admissible(self) -> Bool[np.ndarray, "1820"]:
-        """True for the rank multisets (rows of `cards.RANK_MULTISETS`) that are dealt."""
-        chosen = formulas.solve(self.rule, self.target).solvable
-        if self.require_face:
-            chosen = chosen & cards.with_face()
-        if self.hands != "all":
-            held_out = cards.held_out_multisets(self.held_out, self.seed)
-            chosen = chosen & (held_out if self.hands == "held_out" else ~held_out)
-        return chosen
-
-    @property
-    def dealt_hands(self) -> UInt8[np.ndarray, "hands 4"]:
-        """Every set of four cards that can be dealt."""
-        return _dealt_hands(self)
 
     def reset(self, key: Key[Array, ""]) -> State:
         """A new hand, before the first reply."""
-        ranks, suits = cards.deal(key, jnp.asarray(self.dealt_hands))
-        return new_state(ranks, suits)
-
-    def values(self, ranks: Int[Array, "*b 4"]) -> Int[Array, "*b 4"]:
-        """What the hand's cards count."""
-        return jnp.asarray(self.rule.values, jnp.int32)[ranks]
+        return new_state(*cards.deal(key, self.deck, self.deck_size))
 
     def step(self, state: State, answer: Answer) -> tuple[State, Verdict]:
         """The state after one reply, and its verdict.
@@ -150,14 +85,13 @@ class GeneralPoints:
         The episode terminates when solved or at the `max_turns`th failed reply, whose reward
         includes `exceeded`.
         """
-        fault = judge(answer, self.values(state.ranks), self.target)
+        fault = judge(answer, self.values[state.ranks], self.target)
         turn = state.turn + 1
         solved = fault.outcome == SOLVED
         exceeded = ~solved & (turn >= self.max_turns)
-        reward = jnp.asarray(self.outcome_rewards, jnp.float32)[fault.outcome]
         verdict = Verdict(
             outcome=fault.outcome,
-            reward=reward + jnp.where(exceeded, jnp.float32(self.exceeded), 0.0),
+            reward=self.rewards[fault.outcome] + jnp.where(exceeded, self.exceeded, 0.0),
             solved=solved,
             terminated=solved | exceeded,
             truncated=jnp.zeros_like(solved),
@@ -165,9 +99,17 @@ class GeneralPoints:
         return state.replace(turn=turn, fault=fault), verdict
 
 
-@functools.lru_cache(16)
-def _dealt_hands(env: GeneralPoints) -> UInt8[np.ndarray, "hands 4"]:
-    return cards.admissible_hands(env.admissible, env.suits)
+def admissible(config: EnvConfig) -> Bool[np.ndarray, "1820"]:
+    """True for the rank multisets (rows of `cards.RANK_MULTISETS`) that are dealt."""
+    if config.hands not in cards.HAND_CHOICES:
+        raise ValueError(
+            f"hands: given {config.hands!r}, allowed: {', '.join(cards.HAND_CHOICES)}"
+        )
+    dealt = formulas.solve(cards.face_rule(config.rule), config.target).solvable
+    if config.require_face:
+        dealt = dealt & cards.with_face()
+    held_out = cards.held_out_multisets(config.held_out, config.seed)
+    return dealt & {"all": True, "seen": ~held_out, "held_out": held_out}[config.hands]
 
 
 def new_state(ranks: Int[Array, "4"], suits: Int[Array, "4"]) -> State:

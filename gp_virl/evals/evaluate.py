@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Int
 
-from gp_virl.evals.scores import wilson_interval
+from gp_virl.evals.scores import wilson
 
 NOT_PLAYED = -1
 
@@ -28,18 +28,19 @@ def records(
     for suffix, members in groups.items():
         for tries in dict.fromkeys((1, turns)):
             hits = solved[members, :tries].any(axis=1)
-            yield _record(common, f"success{suffix}", tries, hits.sum(), hits.size)
+            yield from _record(common, f"success{suffix}", tries, hits.sum(), hits.size)
     for turn in range(turns):
         played = outcome[:, turn] != NOT_PLAYED
         for index, name in enumerate(names):
             hits = (outcome[:, turn] == index).sum()
-            yield _record(common, f"outcome_{name}", turn + 1, hits, played.sum())
+            yield from _record(common, f"outcome_{name}", turn + 1, hits, played.sum())
 
 
-def _record(common: Mapping[str, Any], metric: str, tries: int, hits, n) -> dict[str, Any]:
+def _record(common: Mapping[str, Any], metric: str, tries: int, hits, n) -> list[dict[str, Any]]:
+    """One record, or none if nothing was counted."""
     hits, n = int(hits), int(n)
-    low, high = wilson_interval(hits, n) if n else (None, None)
-    value = hits / n if n else None
-    return dict(common) | {
-        "metric": metric, "tries": tries, "value": value, "n": n, "low": low, "high": high,
-    }  # fmt: skip
+    if not n:
+        return []
+    low, high = wilson(hits, n)
+    about = {"metric": metric, "tries": tries, "value": hits / n, "n": n, "low": low, "high": high}
+    return [dict(common) | about]

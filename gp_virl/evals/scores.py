@@ -8,9 +8,7 @@ from jaxtyping import Float
 Z95 = 1.96  # two-sided 95% quantile of the normal distribution, as usually rounded
 
 
-def wilson(
-    successes: float, n: int, z: float = Z95
-) -> tuple[float, float]:
+def wilson(successes: float, n: int, z: float = Z95) -> tuple[float, float]:
     """The Wilson score interval (low, high) of a success rate, within [0, 1] (Wilson 1927).
 
     Unlike the normal interval it is right at rates of 0 and 1. Raises ValueError unless

@@ -76,10 +76,10 @@ def save(
 def restore(
     directory: str | Path, target: PyTree, step: int | None = None, partial: bool = False
 ) -> tuple[PyTree, dict[str, Any]]:
-    """The tree stored at `step` (default: the latest) in the structure of `target`, and its metadata.
+    """The tree stored at `step` in the structure of `target`, and its metadata.
 
     `target` holds arrays or jax.ShapeDtypeStruct; a leaf's sharding is used if it has one, else
-    the leaf goes to the first device. With `partial` the checkpoint may hold more than the target.
+    the leaf goes to the first device. Without `step` the latest is taken. With `partial` the checkpoint may hold more than the target.
     Raises MissingCheckpointError, or IncompatibleTreeError if a path, a shape or a dtype differs.
     """
     step = _existing(directory, step)
@@ -140,7 +140,9 @@ def _manager(directory: str | Path, keep: Keep | None) -> ocp.CheckpointManager:
 def _existing(directory: str | Path, step: int | None) -> int:
     there = steps(directory)
     if not there:
-        raise MissingCheckpointError(f"no checkpoint in {directory}; train first or correct the path")
+        raise MissingCheckpointError(
+            f"no checkpoint in {directory}; train first or correct the path"
+        )
     if step is not None and step not in there:
         raise MissingCheckpointError(f"{directory} has no step {step}; its steps are {there}")
     return there[-1] if step is None else step

@@ -2,6 +2,7 @@
 
 import math
 
+import flax
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -9,6 +10,9 @@ from jaxtyping import Array, Float, Int
 
 from gp_virl.model.config import DTYPES, ModelConfig
 from gp_virl.sharding import constrain
+
+# Logical axis names stand on weights also where there is no mesh to lay them out on.
+flax.config.update("flax_always_shard_variable", False)
 
 
 class Linear(nnx.Module):

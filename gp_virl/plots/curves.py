@@ -58,11 +58,12 @@ def curve(records: Sequence[Record], branch: str) -> Curve:
     for one in records:
         if one.branch in ("init", branch):
             by_seed.setdefault(one.seed, {})[one.branch != "init", one.updates] = one
-    # A branch may be evaluated at update 0, which is Init again; both are kept.
-    whole = [points for points in by_seed.values() if {grown for grown, _ in points} == {False, True}]
+    # Told apart by (after Init?, updates), as a branch may be measured at update 0 too.
+    kinds = {False, branch != "init"}
+    whole = [points for points in by_seed.values() if {after for after, _ in points} == kinds]
     shared = sorted(set.intersection(*(set(points) for points in whole))) if whole else []
-    if branch != "init" and not any(grown for grown, _ in shared):
-        raise ResultsError(f"no seed has both Init and {branch}, or no point is common to all seeds")
+    if {after for after, _ in shared} != kinds:
+        raise ResultsError(f"no seed has Init and {branch}, or their seeds share no point")
     return _over_seeds(branch, [[points[place] for place in shared] for points in whole])
 
 
@@ -84,7 +85,7 @@ def equal_compute(records: Sequence[Record]) -> float:
 
 
 def at_compute(along: Curve, flops: float) -> tuple[float, float]:
-    """(value, error) of a curve at `flops`, interpolated linearly; its last point beyond its end."""
+    """(value, error) of a curve at `flops`, interpolated linearly; beyond its end its last point."""
     value = np.interp(flops, along.flops, along.value)
     return float(value), float(np.interp(flops, along.flops, along.error))
 

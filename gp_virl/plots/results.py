@@ -137,7 +137,9 @@ def json_lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
     except (FileNotFoundError, NotADirectoryError) as missing:
-        raise ResultsError(f"{path} is not there; give the directory of a finished run") from missing
+        raise ResultsError(
+            f"{path} is not there; give the directory of a finished run"
+        ) from missing
     # Not splitlines: a JSON string may hold U+2028 and the like.
     whole, _, _ = text.rpartition("\n")
     entries = []

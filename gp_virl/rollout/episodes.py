@@ -12,7 +12,7 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from gp_virl.envs.api import Task
-from gp_virl.model.cache import LaneCache
+from gp_virl.model.cache import LaneCache, empty
 from gp_virl.model.mllama import Mllama
 from gp_virl.rollout import generate
 from gp_virl.rollout.sampling import Sampling
@@ -25,7 +25,6 @@ class Lanes:
 
     state: PyTree  # the environment's, leading axis B
     context: Context  # wanted at the next reply
-    held: Int[Array, "B S"]  # tokens whose keys and values the cache holds
     cache: LaneCache
     episode: Int[Array, "B"]  # number of the episode being played
 
@@ -58,7 +57,7 @@ def start(
     lanes = episode.shape[0]
     blank = Context(jnp.zeros((lanes, size), jnp.int32), jnp.zeros(lanes, jnp.int32))
     context = jax.vmap(task.observe)(state, blank, jnp.zeros(lanes, bool))
-    return Lanes(state, context, blank.tokens, LaneCache.empty(model.config, lanes, size), episode)
+    return Lanes(state, context, empty(model.config, lanes, size), episode)
 
 
 def play_turn(
@@ -81,8 +80,8 @@ def play_turn(
     keys = jax.vmap(lambda e, t: jax.random.fold_in(jax.random.fold_in(draw, e), t))(
         lanes.episode, turn
     )
-    reply, held, cache = generate.turn(
-        model, lanes.cache, lanes.held, lanes.context, keys, sampling, task.stop_ids,
+    reply, cache = generate.turn(
+        model, lanes.cache, lanes.context, keys, sampling, task.stop_ids,
         reply_length, chunk, active,
     )  # fmt: skip
     state, verdict = jax.vmap(task.judge)(lanes.state, reply.tokens, reply.length)
@@ -109,7 +108,7 @@ def play_turn(
     state = _chosen(over, fresh, state)
     context = jax.vmap(task.observe)(state, past, reply.ended)
     context = _chosen(active, context, lanes.context)
-    return Lanes(_chosen(active, state, lanes.state), context, held, cache, episode), record
+    return Lanes(_chosen(active, state, lanes.state), context, cache, episode), record
 
 
 def rollout(
@@ -129,7 +128,8 @@ def rollout(
     turn the value is that of the next context. Where an episode was cut off from outside, the
     context that would have followed is never built; its value is taken as that of the last one.
     """
-    lanes = lanes.replace(cache=lanes.cache.emptied())
+    cache = lanes.cache.replace(length=jnp.zeros_like(lanes.cache.length))
+    lanes = lanes.replace(cache=cache)
     active = jnp.ones(lanes.episode.shape, bool)
 
     def step(lanes, _):
@@ -138,8 +138,9 @@ def rollout(
         )
 
     lanes, roll = jax.lax.scan(step, lanes, length=turns)
-    last = generate.values(model, lanes.cache, lanes.held, lanes.context, chunk)
-    following = jnp.concatenate([roll.value[1:], last[None]])
+    last, cache = generate.prefill(model, lanes.cache, lanes.context, chunk, active)
+    following = jnp.concatenate([roll.value[1:], model.value(last)[None]])
+    lanes = lanes.replace(cache=cache)
     return lanes, roll, jnp.where(roll.truncated, roll.value, following)
 
 

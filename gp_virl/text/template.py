@@ -294,28 +294,37 @@ class Case:
 
 
 def prove(wording: str, pieces: Pieces, cases: Sequence[Case]) -> None:
-    """Nothing, if every case's parts are the tokens of its whole text and all entries occur.
+    """Checks that every case's parts are the tokens of its whole text and that all entries occur.
 
-    TemplateError names the wording, the case, the entry and the differing tokens otherwise.
+    Otherwise TemplateError names the wording, the case, the entry and the differing tokens.
     """
+    alone = sorted({part for case in cases for part in case.parts if isinstance(part, str)})
+    tokens = dict(zip(alone, encode(pieces.tokenizer, alone), strict=True))
+    tokens.update(enumerate(pieces.tokens))
     for first in range(0, len(cases), PROOF_BATCH):
         batch = cases[first : first + PROOF_BATCH]
         wholes = encode(pieces.tokenizer, [case.text for case in batch])
         for case, whole in zip(batch, wholes, strict=True):
-            _check(wording, pieces, case, whole)
+            _check(wording, pieces, tokens, case, whole)
     missing = set(range(len(pieces.texts))) - {part for case in cases for part in case.parts}
     if missing:
         texts = [pieces.texts[entry] for entry in sorted(missing)][:5]
         raise TemplateError(f"wording {wording!r}: the proof doesn't reach the pieces {texts}")
 
 
-def _check(wording: str, pieces: Pieces, case: Case, whole: list[int]) -> None:
+def _check(
+    wording: str,
+    pieces: Pieces,
+    tokens: Mapping[int | str, list[int]],
+    case: Case,
+    whole: list[int],
+) -> None:
     """TemplateError for the first place where the parts and the whole string differ."""
     at = 0
     for part in case.parts:
-        text = part if isinstance(part, str) else pieces.texts[part]
-        piece = encode(pieces.tokenizer, [text])[0] if text is part else pieces.tokens[part]
+        piece = tokens[part]
         if whole[at : at + len(piece)] != piece:
+            text = part if isinstance(part, str) else pieces.texts[part]
             show = pieces.tokenizer.convert_ids_to_tokens
             raise TemplateError(
                 f"wording {wording!r}, {case.what}, at {text!r}: alone it is the tokens "

@@ -61,7 +61,7 @@ def reply_logp(
 ) -> tuple[Float[Array, "N S"], Float[Array, "N S"], Float[Array, "N K"]]:
     """Log-probability and entropy at reply tokens (0 elsewhere), and the value of each turn."""
     hidden = model.hidden(rows.tokens, rows.positions, rows.segments)
-    logp, entropy = token_logp(hidden[:, :-1], model.head(), rows.tokens[:, 1:], temperature)
+    logp, entropy = token_logp(hidden[:, :-1], model.lm_head.kernel[...], rows.tokens[:, 1:], temperature)
     replied = rows.slot[:, 1:] >= 0
 
     def placed(x):
@@ -240,6 +240,7 @@ def _reference(graph, init_params, rows, temperature, size: int):
 
 def _policy_scaled(grads: PyTree, policy_on: Float[Array, ""]) -> PyTree:
     def scale(path, g):
-        return g if jax.tree_util.keystr(path[:1]).strip("[].'\"") == HEAD else g * policy_on
+        top = jax.tree_util.keystr(path[:1], simple=True)
+        return g if top == HEAD else g * policy_on
 
     return jax.tree_util.tree_map_with_path(scale, grads)

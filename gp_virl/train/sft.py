@@ -24,7 +24,7 @@ def loss(graph: nnx.GraphDef, params: PyTree, batch: Batch) -> tuple[Float[Array
     """Sum of -log p over reply tokens, and sums to report; divide by `tokens` for the mean."""
     model = nnx.merge(graph, params)
     hidden = model.hidden(batch.tokens, batch.positions, batch.segments)
-    logp, _ = token_logp(hidden[:, :-1], model.head(), batch.tokens[:, 1:])
+    logp, _ = token_logp(hidden[:, :-1], model.lm_head.kernel[...], batch.tokens[:, 1:])
     replied = batch.replied[:, 1:]
     total = -jnp.where(replied, logp, 0.0).sum()
     return total, {"loss": total, "tokens": replied.sum().astype(jnp.float32)}

@@ -18,7 +18,10 @@ def train_state() -> dict[str, Any]:
     params = nnx.state(nnx.Linear(3, 4, rngs=nnx.Rngs(0)))
     return {
         "params": params,
-        "plain": {"w": jnp.array([0.1, jnp.nan, -0.0, jnp.inf]), "half": jnp.full(3, 0.1, "bfloat16")},
+        "plain": {
+            "w": jnp.array([0.1, jnp.nan, -0.0, jnp.inf]),
+            "half": jnp.full(3, 0.1, "bfloat16"),
+        },
         "opt": optax.adamw(1e-3).init(params),
         "key": jax.random.key(7),
         "keys": jax.random.split(jax.random.key(1, impl="rbg"), 2),
@@ -93,7 +96,9 @@ def test_another_dtype_is_refused(tmp_path: Path) -> None:
 
 def test_old_steps_go_as_the_policy_says(tmp_path: Path) -> None:
     for step in range(0, 60, 10):
-        checkpoint.save(tmp_path, step, {"x": jnp.int32(step)}, {"at": step}, Keep(last=2, every=20))
+        checkpoint.save(
+            tmp_path, step, {"x": jnp.int32(step)}, {"at": step}, Keep(last=2, every=20)
+        )
     assert checkpoint.steps(tmp_path) == [0, 20, 40, 50]
     assert checkpoint.latest(tmp_path) == 50
     assert checkpoint.metadata(tmp_path, 20) == {"at": 20}

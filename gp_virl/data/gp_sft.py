@@ -1,0 +1,279 @@
+"""Expert dialogues of GeneralPoints: a TFDS builder, deterministic from its config.
+
+An example is a conversation that ends with a correct reply. With `suboptimal` > 0 some have failed
+tries and the verifier's feedback before it (paper, Fig. 15). The loss is on the last reply only:
+the model learns to answer after errors, not to make them.
+
+    builder = GpSft(config=GpSftConfig(rules={"face_ten": 1.0}), data_dir=..., file_format=FORMAT)
+    builder.download_and_prepare()
+    source = builder.as_data_source("train")
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import random
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tensorflow_datasets as tfds
+from jaxtyping import Bool, Int
+
+from gp_virl.envs import cards, formulas
+from gp_virl.envs.card_dialogue import CardTexts
+from gp_virl.envs.general_points import OUTCOMES, Fault, judge
+from gp_virl.text import replies
+from gp_virl.text.prompts import load_wording
+
+FORMAT = "array_record"  # written and read without TensorFlow
+JUDGED_TOGETHER = 4096  # replies in one call of the verifier
+KINDS = ("value", "numbers", "illegal")  # what a failed try is meant to get wrong
+
+
+@dataclasses.dataclass(eq=False, kw_only=True)
+class GpSftConfig(tfds.core.BuilderConfig):
+    """What the dialogues are about. The name is made of the fields; leave it out."""
+
+    name: str = ""
+    rules: Mapping[str, float] = dataclasses.field(default_factory=lambda: {"face_ten": 1.0})
+    require_face: Sequence[str] = ()  # rules whose hands have at least one of J, Q, K
+    target: int = 24
+    hands: str = "seen"  # all | seen | held_out
+    held_out: float = 0.1  # share of the 1,820 rank multisets
+    held_out_seed: int = 0  # the environment's seed, which chooses the held-out ones
+    seed: int = 0
+    examples: int = 50_000
+    max_solutions: int = 1  # of each hand, those with the fewest parentheses first
+    suboptimal: float = 0.0  # share of dialogues with failed tries
+    max_errors: int = 1  # failed tries of such a dialogue: 1 to this, evenly
+    wording: str = "brief"
+
+    def __post_init__(self):
+        for field, good, allowed in (
+            ("rules", bool(self.rules) and min(self.rules.values(), default=0) >= 0
+             and abs(sum(self.rules.values()) - 1) < 1e-6, "shares that sum to 1"),
+            ("require_face", set(self.require_face) <= set(self.rules), "names of `rules`"),
+            ("hands", self.hands in cards.HAND_CHOICES, ", ".join(cards.HAND_CHOICES)),
+            ("held_out", 0 <= self.held_out < 1, "0 <= held_out < 1"),
+            ("target", self.target >= 1, ">= 1"),
+            ("examples", self.examples >= 1, ">= 1"),
+            ("max_solutions", self.max_solutions >= 1, ">= 1"),
+            ("suboptimal", 0 <= self.suboptimal <= 1, "0 to 1"),
+            ("max_errors", self.max_errors >= 1, ">= 1"),
+        ):  # fmt: skip
+            if not good:
+                raise ValueError(
+                    f"GpSftConfig.{field}: given {getattr(self, field)!r}, allowed: {allowed}"
+                )
+        for rule in self.rules:
+            cards.face_rule(rule)
+        self.name = self.name or self._digest()
+
+    def _digest(self) -> str:
+        """A name that differs where the examples do."""
+        inherited = {field.name for field in dataclasses.fields(tfds.core.BuilderConfig)}
+        fields = {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if field.name not in inherited
+        }
+        fields |= {
+            "rules": [(cards.face_rule(n).values, share) for n, share in self.rules.items()],
+            "require_face": sorted(self.require_face),
+            "wording": dataclasses.asdict(load_wording(self.wording)),
+        }
+        text = json.dumps(fields, sort_keys=True)
+        return f"{'-'.join(self.rules)}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+
+class GpSft(tfds.core.GeneratorBasedBuilder):
+    """GeneralPoints dialogues as text, the same for every tokenizer."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    RELEASE_NOTES = {"1.0.0": "First version."}  # noqa: RUF012 (TFDS's own way)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return self.dataset_info_from_configs(
+            description="Expert dialogues of the card game GeneralPoints, from an exact solver.",
+            features=tfds.features.FeaturesDict(
+                {
+                    "contents": tfds.features.Sequence(
+                        tfds.features.Text()
+                    ),  # user, assistant, ...
+                    "rule": tfds.features.Text(),
+                    "ranks": tfds.features.Tensor(shape=(4,), dtype=np.int32),
+                    "held_out": np.bool_,
+                    "errors": np.int32,
+                }
+            ),
+            disable_shuffling=True,  # examples are drawn independently
+        )
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+        return {"train": self._generate_examples()}
+
+    def _generate_examples(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        return enumerate(dialogues(self.builder_config))
+
+
+def messages(contents: Sequence[str]) -> list[dict[str, str]]:
+    """Chat messages of an example's contents; the user speaks first, then they take turns."""
+    roles = ("user", "assistant")
+    return [{"role": roles[i % 2], "content": text} for i, text in enumerate(contents)]
+
+
+def dialogues(config: GpSftConfig) -> Iterator[dict[str, Any]]:
+    """The examples of a config, in order, with the fields of `GpSft`'s features."""
+    draws = np.random.default_rng(config.seed)
+    rules = draws.choice(len(config.rules), config.examples, p=list(config.rules.values()))
+    held_out = cards.held_out_multisets(config.held_out, config.held_out_seed)
+    ranks = np.zeros((config.examples, 4), np.int32)
+    which = draws.random(config.examples)  # of the hand's solutions
+    texts, solutions = [], []
+    for number, name in enumerate(config.rules):
+        rule, rows = cards.face_rule(name), np.flatnonzero(rules == number)
+        table = formulas.solve(rule, config.target)
+        hands = cards.admissible_hands(_dealt(config, table, name, held_out), "all")
+        if not len(hands):
+            raise ValueError(
+                f"no hand of rule {name!r} reaches {config.target} with hands={config.hands!r}, "
+                f"held_out={config.held_out}; choose a target that some hand reaches"
+            )
+        drawn = hands[draws.integers(0, len(hands), len(rows))] // len(cards.SUITS)
+        ranks[rows] = draws.permuted(drawn, axis=1)
+        texts.append(CardTexts(load_wording(config.wording), rule, config.target))
+        solutions.append(functools.cache(_solutions_of(table, config.max_solutions)))
+    index = cards.multiset_index(ranks)
+    chosen = []
+    for rule, multiset, share in zip(rules, index, which, strict=True):
+        known = solutions[rule](multiset)
+        chosen.append(known[int(share * len(known))])
+    tries = failed_tries(config, texts, rules, ranks, chosen)
+    names = list(config.rules)
+    for i in range(config.examples):
+        said, symbols = texts[rules[i]], [cards.SYMBOLS[rank] for rank in ranks[i]]
+        values = [said.rule.values[rank] for rank in ranks[i]]
+        last = said.expert_reply(symbols, values, chosen[i], config.target)
+        yield {
+            "contents": [said.prompt_text(symbols), *(t for pair in tries[i] for t in pair), last],
+            "rule": names[rules[i]],
+            "ranks": ranks[i],
+            "held_out": held_out[index[i]],
+            "errors": len(tries[i]),
+        }
+
+
+def _dealt(
+    config: GpSftConfig,
+    table: formulas.SolutionTable,
+    rule: str,
+    held_out: Bool[np.ndarray, "1820"],
+) -> Bool[np.ndarray, "1820"]:
+    """True for the rank multisets of a rule's dialogues."""
+    dealt = table.solvable & (cards.with_face() if rule in config.require_face else True)
+    return dealt & {"all": True, "seen": ~held_out, "held_out": held_out}[config.hands]
+
+
+def _solutions_of(table: formulas.SolutionTable, most: int):
+    return lambda multiset: table.solutions(cards.RANK_MULTISETS[multiset])[:most]
+
+
+def failed_tries(
+    config: GpSftConfig,
+    texts: Sequence[CardTexts],
+    rules: Int[np.ndarray, "N"],
+    ranks: Int[np.ndarray, "N 4"],
+    chosen: Sequence[str],
+) -> list[list[tuple[str, str]]]:
+    """(reply, feedback) of each dialogue's failed tries; none for most.
+
+    The tries are spoilt solutions; the environment's own verifier judges them, so that the
+    feedback is what it would say, and those that happen to be right are left out.
+    """
+    tries: list[list[tuple[str, str]]] = [[] for _ in chosen]
+    draw = random.Random(config.seed)
+    owners = [
+        i
+        for i in range(len(chosen))
+        if draw.random() < config.suboptimal
+        for _ in range(draw.randint(1, config.max_errors))
+    ]
+    values = np.array([text.rule.values for text in texts], np.int32)[rules[:, None], ranks]
+    said = []
+    for i in owners:
+        symbols = [cards.SYMBOLS[rank] for rank in ranks[i]]
+        formula = spoilt(chosen[i], draw.choice(KINDS), draw)
+        said.append(texts[rules[i]].expert_reply(symbols, values[i], formula, config.target))
+    for i, reply, (outcome, *fault) in zip(
+        owners, said, judged(said, values[owners], config.target), strict=True
+    ):
+        if outcome != "solved":
+            tries[i].append((reply, texts[rules[i]].feedback_text(outcome, *fault)))
+    return tries
+
+
+def spoilt(formula: str, kind: str, draw: random.Random) -> str:
+    """A formula with one thing changed: 'value' keeps the numbers, 'numbers' doesn't, and
+    'illegal' is no arithmetic expression."""
+    parts = re.findall(r"\d+|.", formula)
+    numbers = [i for i, part in enumerate(parts) if part.isdigit()]
+    operators = [i for i, part in enumerate(parts) if part in "+-*/"]
+    if kind == "value":
+        at = draw.choice(operators)
+        parts[at] = draw.choice([sign for sign in "+-*/" if sign != parts[at]])
+        a, b = draw.sample(numbers, 2)
+        parts[a], parts[b] = parts[b], parts[a]
+    elif kind == "numbers":
+        at = draw.choice(numbers)
+        other = draw.choice([str(n) for n in range(1, 14) if str(n) != parts[at]])
+        again = parts[draw.choice([i for i in numbers if i != at])]  # one card twice
+        left = draw.choice([i for i in numbers if i + 2 in numbers])  # a and b of a+b
+        ways = (
+            (at, 1, [other]),
+            (at, 1, [again]),
+            (at, 1, [parts[at], "+", other]),
+            (left, 3, [parts[left]]),
+        )
+        at, width, instead = draw.choice(ways)
+        parts[at : at + width] = instead
+    else:
+        at, sign = draw.choice(numbers), draw.choice(operators)
+        where, what = draw.choice(((at, "("), (at, "-"), (at, "x"), (sign, parts[sign]), (0, ")")))
+        parts.insert(where, what)
+    return "".join(parts)
+
+
+def judged(
+    said: Sequence[str], values: Int[np.ndarray, "M 4"], target: int
+) -> Iterator[tuple[str, list[int], list[int], int]]:
+    """(outcome, foreign, unused, value) of each reply, by the environment's verifier."""
+    encoded = [text.encode() for text in said]
+    width = -(-max(map(len, encoded), default=1) // 64) * 64
+    for first in range(0, len(said), JUDGED_TOGETHER):
+        batch = encoded[first : first + JUDGED_TOGETHER]
+        rows = np.zeros((JUDGED_TOGETHER, width), np.uint8)
+        length = np.zeros(JUDGED_TOGETHER, np.int32)
+        hands = np.zeros((JUDGED_TOGETHER, 4), np.int32)
+        for row, text in enumerate(batch):
+            rows[row, : len(text)] = np.frombuffer(text, np.uint8)
+            length[row] = len(text)
+        hands[: len(batch)] = values[first : first + len(batch)]
+        fault = jax.device_get(_judge(rows, length, hands, target))
+        columns = (fault.outcome, fault.foreign, fault.unused, fault.value)
+        for outcome, foreign, unused, value in zip(
+            *(column[: len(batch)].tolist() for column in columns), strict=True
+        ):
+            lists = ([n for n in numbers if n >= 0] for numbers in (foreign, unused))
+            yield OUTCOMES[outcome], *lists, value
+
+
+@jax.jit
+@functools.partial(jax.vmap, in_axes=(0, 0, 0, None))
+def _judge(reply: jax.Array, length: jax.Array, values: jax.Array, target: jax.Array) -> Fault:
+    """The verifier's finding about each reply."""
+    return judge(replies.parse(reply, length), values, jnp.asarray(target))

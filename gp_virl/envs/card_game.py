@@ -1,0 +1,107 @@
+"""GeneralPoints as the rollout plays it: tokens in, tokens out.
+
+Everything that tells one split from another is an array, so that one compiled program plays them
+all.
+"""
+
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Bool, Int, Key
+from transformers import PreTrainedTokenizerBase
+
+from gp_virl.config import EnvConfig
+from gp_virl.envs.card_dialogue import CardDialogue, CardPieces
+from gp_virl.envs.general_points import OUTCOMES, GeneralPoints, State
+from gp_virl.text import replies, template
+from gp_virl.text.prompts import Wording
+from gp_virl.text.template import PieceBank
+from gp_virl.types import Context, Verdict
+
+
+@struct.dataclass
+class CardGame:
+    """A split's environment, its compiled texts and the reader of replies (a `Task`)."""
+
+    env: GeneralPoints
+    pieces: CardPieces
+    spelling: PieceBank  # token id -> bytes
+    stop_ids: Int[Array, "n"]  # a reply ends with any of these
+    eot: Int[Array, ""]  # the one that the chat template ends it with
+    reply_bytes: int = struct.field(pytree_node=False)  # what lies behind is not read
+    answer_field: bytes = struct.field(pytree_node=False)
+    context_limit: int = struct.field(pytree_node=False)  # tokens of the longest conversation
+
+    @classmethod
+    def build(
+        cls,
+        config: EnvConfig,
+        tokenizer: PreTrainedTokenizerBase,
+        wording: Wording,
+        reply_length: int,
+        reply_bytes: int,
+    ) -> "CardGame":
+        """Compiled and checked: TemplateError or ValueError if the parts don't fit together."""
+        env = GeneralPoints.build(config)
+        dialogue = CardDialogue.build(tokenizer, wording, env.rule, config.target)
+        return cls(
+            env=env,
+            pieces=dialogue.pieces,
+            spelling=replies.byte_bank(tokenizer),
+            stop_ids=jnp.array(dialogue.stops),
+            eot=jnp.int32(dialogue.eot),
+            reply_bytes=reply_bytes,
+            answer_field=wording.answer_field.encode(),
+            context_limit=dialogue.context_limit(reply_length, config.max_turns),
+        )
+
+    @property
+    def outcomes(self) -> tuple[str, ...]:
+        """Names of the values of `Verdict.outcome`; the first is 'solved'."""
+        return OUTCOMES
+
+    def reset(self, key: Key[Array, ""]) -> State:
+        """A new hand."""
+        return self.env.reset(key)
+
+    def observe(self, state: State, past: Context, ended: Bool[Array, ""]) -> Context:
+        """The whole context wanted: the prompt of a new hand, else `past` and the feedback.
+
+        `past` ends with the last reply; `ended` says that this reply wrote its end token.
+        """
+        prompt = template.compose(
+            self.pieces.bank, self.pieces.prompt(state.ranks), past.tokens.shape[0]
+        )
+        fault = state.fault
+        entries = self.pieces.feedback(
+            fault.outcome, _together(fault.foreign), _together(fault.unused), fault.value, ended
+        )
+        later = template.append(past, self.pieces.bank, entries)
+        fresh = state.turn == 0
+        return Context(
+            jnp.where(fresh, prompt.tokens, later.tokens),
+            jnp.where(fresh, prompt.length, later.length),
+        )
+
+    def judge(
+        self, state: State, tokens: Int[Array, "T"], length: Int[Array, ""]
+    ) -> tuple[State, Verdict]:
+        """The state after a reply of `length` tokens, and its verdict."""
+        text, size = replies.read(self.spelling, tokens, length, self.reply_bytes)
+        return self.env.step(state, replies.parse(text, size))
+
+    def answer_start(self, tokens: Int[Array, "T"], length: Int[Array, ""]) -> Int[Array, ""]:
+        """How many reply tokens end before the last answer field; all of them if there is none."""
+        text, _ = replies.read(self.spelling, tokens, length, self.reply_bytes)
+        found = jnp.ones(text.shape, bool)
+        for offset, byte in enumerate(self.answer_field):
+            found &= jnp.roll(text, -offset) == byte
+        place = jnp.max(jnp.where(found, jnp.arange(text.shape[0]), -1))
+        kept = jnp.arange(tokens.shape[0]) < length
+        ends = jnp.cumsum(jnp.where(kept, self.spelling.length[tokens], 0))
+        before = (kept & (ends <= place)).sum()
+        return jnp.where(place < 0, length, before).astype(jnp.int32)
+
+
+def _together(numbers: Int[Array, "n"]) -> Int[Array, "n"]:
+    """The numbers that are not -1, in order, then -1."""
+    return numbers[jnp.argsort(numbers < 0, stable=True)]

@@ -1,0 +1,94 @@
+"""Keys and values that lanes hold, as explicit PyTrees."""
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Float, Int
+
+from gp_virl.model.config import DTYPES, SELF_LAYERS, ModelConfig
+
+KeyValues = Float[Array, "G J B Kh S d"]
+
+
+@struct.dataclass
+class LaneCache:
+    """What each of B lanes has read: its tokens and their keys and values, from position 0 on.
+
+    Axes G groups, J self-attention layers of a group, Kh key-value heads, d head channels.
+    """
+
+    tokens: Int[Array, "B S"]
+    k: KeyValues
+    v: KeyValues
+    length: Int[Array, "B"]  # valid tokens of each lane; what lies behind means nothing
+
+    @property
+    def size(self) -> int:
+        """Tokens a lane has room for."""
+        return self.tokens.shape[1]
+
+    def append(
+        self, tokens: Int[Array, "B C"], k: KeyValues, v: KeyValues, count: Int[Array, "B"]
+    ) -> "LaneCache":
+        """The cache with the first count[b] <= C tokens added behind lane b's own.
+
+        Earlier entries never change; tokens beyond the lane's room are dropped, and `length`
+        then says the room.
+        """
+        lanes = jnp.arange(tokens.shape[0])[:, None]
+        columns = jnp.arange(tokens.shape[1])
+        places = self.length[:, None] + columns
+        # An index behind the buffer is dropped by the scatter.
+        places = jnp.where(columns < count[:, None], places, self.size)
+        lane_first = (2, 4, 0, 1, 3, 5)
+
+        def put(buffer: Array, new: Array) -> Array:
+            new = new.astype(buffer.dtype).transpose(lane_first)
+            return buffer.at[:, :, lanes, :, places].set(new, mode="drop")
+
+        return LaneCache(
+            tokens=self.tokens.at[lanes, places].set(tokens, mode="drop"),
+            k=put(self.k, k),
+            v=put(self.v, v),
+            length=jnp.minimum(self.length + count, self.size),
+        )
+
+
+@struct.dataclass
+class ReplyCache:
+    """Keys and values of the reply being decoded; column i belongs to every lane's i-th token.
+
+    All lanes write the same column, so that a step costs one small update in place and the
+    lanes' long caches are only read.
+    """
+
+    k: KeyValues
+    v: KeyValues
+
+    def write(self, column: Int[Array, ""], k: KeyValues, v: KeyValues) -> "ReplyCache":
+        """The cache with one more token's keys and values."""
+        start = (0, 0, 0, 0, column, 0)
+        return ReplyCache(
+            k=jax.lax.dynamic_update_slice(self.k, k.astype(self.k.dtype), start),
+            v=jax.lax.dynamic_update_slice(self.v, v.astype(self.v.dtype), start),
+        )
+
+
+def _room(config: ModelConfig, lanes: int, size: int) -> KeyValues:
+    shape = (config.groups, SELF_LAYERS, lanes, config.num_key_value_heads, size, config.head_dim)
+    return jnp.zeros(shape, DTYPES[config.dtype])
+
+
+def empty(config: ModelConfig, lanes: int, size: int) -> LaneCache:
+    """A cache of `lanes` lanes that hold nothing, with room for `size` tokens each."""
+    return LaneCache(
+        tokens=jnp.zeros((lanes, size), jnp.int32),
+        k=_room(config, lanes, size),
+        v=_room(config, lanes, size),
+        length=jnp.zeros(lanes, jnp.int32),
+    )
+
+
+def empty_reply(config: ModelConfig, lanes: int, size: int) -> ReplyCache:
+    """Room for replies of `size` tokens."""
+    return ReplyCache(k=_room(config, lanes, size), v=_room(config, lanes, size))

@@ -1,0 +1,252 @@
+"""The text decoder: a scan over equal groups of five layers (HF MllamaTextModel)."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx, struct
+from jaxtyping import Array, Bool, Float, Int
+
+from gp_virl.model.attention import attend, attend_causal
+from gp_virl.model.cache import KeyValues
+from gp_virl.model.config import DTYPES, GROUP, SELF_LAYERS, ModelConfig
+from gp_virl.model.layers import MLP, Linear, RMSNorm, rotary_angles, rotate
+from gp_virl.sharding import constrain
+
+
+@struct.dataclass
+class Cross:
+    """Projected image features and which of them each text token may look at."""
+
+    states: Float[Array, "B I D"]
+    visible: Bool[Array, "B S I"]
+
+
+@struct.dataclass
+class Memory:
+    """Earlier tokens' keys and values in every self-attention layer."""
+
+    k: KeyValues
+    v: KeyValues
+    visible: Bool[Array, "#B q s"]  # one row for all queries, or a row each
+
+
+@struct.dataclass
+class Surroundings:
+    """What every layer of one forward pass shares."""
+
+    cos: Float[Array, "B S 1 h"]
+    sin: Float[Array, "B S 1 h"]
+    together: Bool[Array, "#B S S"] | None  # True where two tokens belong to one conversation
+    memory: tuple[Memory, ...]
+    cross: Cross | None
+
+
+class Attention(nnx.Module):
+    """The projections that self- and cross-attention have in common."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        self.config = config
+        width = config.hidden_size
+        q_width = config.num_attention_heads * config.head_dim
+        kv_width = config.num_key_value_heads * config.head_dim
+        self.q_proj = Linear((width, q_width), ("embed", "heads"), config, rngs)
+        self.k_proj = Linear((width, kv_width), ("embed", "kv_heads"), config, rngs)
+        self.v_proj = Linear((width, kv_width), ("embed", "kv_heads"), config, rngs)
+        self.o_proj = Linear((q_width, width), ("heads", "embed"), config, rngs)
+
+    def heads_of(self, x: Float[Array, "B S w"]) -> Float[Array, "B S H d"]:
+        return x.reshape(*x.shape[:2], -1, self.config.head_dim)
+
+    def out(self, heads: Float[Array, "B H S d"]) -> Float[Array, "B S D"]:
+        joined = jnp.swapaxes(heads, 1, 2)
+        return self.o_proj(joined.reshape(*joined.shape[:2], -1))
+
+
+def head_major(x: Float[Array, "B S H d"], name: str) -> Float[Array, "B H S d"]:
+    return constrain(jnp.swapaxes(x, 1, 2), "batch", name, None, None)
+
+
+class SelfAttention(Attention):
+    """HF MllamaTextSelfAttention."""
+
+    def __call__(
+        self, x: Float[Array, "B S D"], around: Surroundings, memory: tuple
+    ) -> tuple[Float[Array, "B S D"], tuple]:
+        q = rotate(self.heads_of(self.q_proj(x)), around.cos, around.sin)
+        k = rotate(self.heads_of(self.k_proj(x)), around.cos, around.sin)
+        q, k = head_major(q, "heads"), head_major(k, "kv_heads")
+        v = head_major(self.heads_of(self.v_proj(x)), "kv_heads")
+        if memory:
+            length = x.shape[1]
+            own = jnp.tril(jnp.ones((1, length, length), bool))
+            masks = [m.visible for m in around.memory]
+            stretches = tuple((*kv, mask) for kv, mask in zip(memory, masks))
+            heads = attend(q, (*stretches, (k, v, own)))
+        else:
+            heads = attend_causal(self.config.attention_form, q, k, v, around.together)
+        return self.out(heads), (k, v)
+
+
+class SelfLayer(nnx.Module):
+    """HF MllamaSelfAttentionDecoderLayer."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        self.self_attn = SelfAttention(config, rngs)
+        self.mlp = MLP(config, rngs)
+        self.input_layernorm = RMSNorm(config.hidden_size, "embed", config)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, "embed", config)
+
+    def __call__(
+        self, x: Float[Array, "B S D"], around: Surroundings, memory: tuple
+    ) -> tuple[Float[Array, "B S D"], tuple]:
+        attended, kv = self.self_attn(self.input_layernorm(x), around, memory)
+        x = x + attended
+        x = x + self.mlp(self.post_attention_layernorm(x))
+        return constrain(x, "batch", None, None), kv
+
+
+class CrossAttention(Attention):
+    """HF MllamaTextCrossAttention: queries from text, keys and values from image features."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        super().__init__(config, rngs)
+        self.q_norm = RMSNorm(config.head_dim, "head_dim", config)
+        self.k_norm = RMSNorm(config.head_dim, "head_dim", config)
+
+    def __call__(self, x: Float[Array, "B S D"], cross: Cross) -> Float[Array, "B S D"]:
+        """A row of text that sees no feature is attended over all of them, as in HF."""
+        states = cross.states.astype(x.dtype)
+        q = head_major(self.q_norm(self.heads_of(self.q_proj(x))), "heads")
+        k = head_major(self.k_norm(self.heads_of(self.k_proj(states))), "kv_heads")
+        v = head_major(self.heads_of(self.v_proj(states)), "kv_heads")
+        blind = ~cross.visible.any(-1, keepdims=True)
+        return self.out(attend(q, ((k, v, cross.visible | blind),)))
+
+
+class CrossLayer(nnx.Module):
+    """HF MllamaCrossAttentionDecoderLayer: both branches gated by tanh, closed at the start."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        self.text_rows = config.text_rows
+        self.cross_attn = CrossAttention(config, rngs)
+        self.mlp = MLP(config, rngs)
+        self.input_layernorm = RMSNorm(config.hidden_size, "embed", config)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, "embed", config)
+        gate = jnp.zeros(1, DTYPES[config.param_dtype])
+        self.cross_attn_attn_gate = nnx.Param(gate, out_sharding=(None,))
+        self.cross_attn_mlp_gate = nnx.Param(gate, out_sharding=(None,))
+
+    def __call__(self, x: Float[Array, "B S D"], cross: Cross) -> Float[Array, "B S D"]:
+        sighted = cross.visible.any(-1, keepdims=True).astype(x.dtype)
+        attended = self.cross_attn(self.input_layernorm(x), cross)
+        if self.text_rows == "both":
+            attended = sighted * attended
+        x = x + jnp.tanh(self.cross_attn_attn_gate[...].astype(x.dtype)) * attended
+        # HF zeroes the rows that see no image after the MLP, not before.
+        fed = sighted * self.mlp(self.post_attention_layernorm(x))
+        x = x + jnp.tanh(self.cross_attn_mlp_gate[...].astype(x.dtype)) * fed
+        return constrain(x, "batch", None, None)
+
+
+def recomputed(layer: nnx.Module, *inputs: Any) -> Any:
+    """layer(*inputs), whose activations are recomputed in the backward pass instead of kept."""
+    graph, weights = nnx.split(layer)
+    call = jax.checkpoint(
+        lambda weights, *inputs: nnx.merge(graph, weights)(*inputs), prevent_cse=False
+    )
+    return call(weights, *inputs)
+
+
+class Group(nnx.Module):
+    """Five layers: self x3, gated cross, self."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        self.remat = config.remat
+        kinds = {"self": SelfLayer, "cross": CrossLayer}
+        self.layers = nnx.List([kinds[kind](config, rngs) for kind in GROUP])
+
+    def __call__(
+        self, x: Float[Array, "B S D"], around: Surroundings, memory: tuple
+    ) -> tuple[Float[Array, "B S D"], tuple]:
+        """`memory`: (k, v), each [J B Kh s d], per stretch. Returns x and the new (k, v)."""
+        kept, j = [], 0
+        for layer in self.layers:
+            if isinstance(layer, CrossLayer):
+                if around.cross is None:
+                    continue
+                inputs = (x, around.cross)
+                x = recomputed(layer, *inputs) if self.remat else layer(*inputs)
+                continue
+            inputs = (x, around, tuple((k[j], v[j]) for k, v in memory))
+            x, kv = recomputed(layer, *inputs) if self.remat else layer(*inputs)
+            kept.append(kv)
+            j += 1
+        assert j == SELF_LAYERS
+        return x, tuple(jnp.stack(part) for part in zip(*kept))
+
+
+def stack(count: int, make: Any, rngs: nnx.Rngs) -> nnx.Module:
+    """`count` copies of make(rngs), differently initialised, stacked along a leading "layers"."""
+
+    @nnx.split_rngs(splits=count)
+    @nnx.vmap(
+        in_axes=(0,),
+        out_axes=0,
+        axis_size=count,
+        # Without it the layer axis would silently take the first weight axis's place on the mesh.
+        transform_metadata={nnx.PARTITION_NAME: "layers"},
+    )
+    def build(rngs):
+        return make(rngs)
+
+    return build(rngs)
+
+
+class TextDecoder(nnx.Module):
+    """HF MllamaTextModel; its layer 5g + j is `groups.layers[j]`, row g of the leading axis."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        self.config = config
+        rows = (config.vocab_size + config.extra_rows, config.hidden_size)
+        table = jax.random.normal(rngs.params(), rows, DTYPES[config.param_dtype])
+        self.embed_tokens = nnx.Param(
+            table / jnp.sqrt(config.hidden_size), out_sharding=("vocab", "embed")
+        )
+        self.groups = stack(config.groups, lambda rngs: Group(config, rngs), rngs)
+        self.norm = RMSNorm(config.hidden_size, "embed", config)
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        """Of activations and caches."""
+        return jnp.dtype(DTYPES[self.config.dtype])
+
+    def __call__(
+        self,
+        tokens: Int[Array, "B S"],
+        positions: Int[Array, "B S"],
+        together: Bool[Array, "#B S S"] | None = None,
+        memory: tuple[Memory, ...] = (),
+        cross: Cross | None = None,
+        keep: bool = False,
+    ) -> tuple[Float[Array, "B S D"], tuple[KeyValues, KeyValues] | None]:
+        """Normed hidden states and, if `keep`, the tokens' keys and values [G J B Kh S d].
+
+        With `memory`, the tokens attend to it and causally to each other; `together` is then
+        not looked at. Cross-attention layers are skipped without `cross`.
+        """
+        # The whole width on every device before the look-up, or the partitioner recomputes it.
+        table = constrain(self.embed_tokens[...].astype(self.dtype), "vocab", None)
+        x = constrain(jnp.take(table, tokens, axis=0, mode="clip"), "batch", None, None)
+        cos, sin = rotary_angles(self.config, positions)
+        around = Surroundings(cos=cos, sin=sin, together=together, memory=memory, cross=cross)
+        graph, weights = nnx.split(self.groups)
+
+        def group(x, slices):
+            weights, memory = slices
+            x, kv = nnx.merge(graph, weights)(x, around, memory)
+            return x, kv if keep else None
+
+        stretches = tuple((m.k, m.v) for m in memory)
+        x, kv = jax.lax.scan(group, x, (weights, stretches))
+        return self.norm(x), kv

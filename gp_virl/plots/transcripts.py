@@ -1,0 +1,184 @@
+"""An HTML page of conversations, for eyes: prompt, replies, feedback and rewards.
+
+The page is one file without any outside resource; a few lines of script filter what is shown.
+"""
+
+import dataclasses
+import html
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from gp_virl.plots.results import ResultsError, json_lines
+
+ROLES = ("system", "user", "assistant")
+# Outcomes in the order of their reward, and how a reply of each is coloured.
+OUTCOMES = {
+    "solved": "#1b7f4d",
+    "wrong_value": "#b7791f",
+    "unrecognized": "#6b46c1",
+    "wrong_numbers": "#c05621",
+    "illegal": "#b83232",
+}
+FILTERS = ("branch", "split", "outcome")
+
+
+@dataclasses.dataclass(frozen=True)
+class Message:
+    """One message; `outcome` and `reward` are of a reply, and None for the other roles."""
+
+    role: str
+    content: str
+    outcome: str | None = None
+    reward: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Transcript:
+    """One conversation from the prompt to its end."""
+
+    branch: str
+    split: str
+    seed: int
+    hand: tuple[str, ...]  # card symbols, as the prompt shows them
+    rule: str
+    solved: bool
+    messages: tuple[Message, ...]
+
+    @property
+    def outcome(self) -> str:
+        """The outcome of the last reply."""
+        return next((m.outcome for m in reversed(self.messages) if m.outcome), "none")
+
+
+def transcript(entry: dict[str, Any], where: str = "transcript") -> Transcript:
+    """The Transcript of a JSON object. Raises ResultsError that names what is wrong."""
+    wanted = {field.name for field in dataclasses.fields(Transcript)}
+    missing = sorted(wanted - set(entry))
+    if missing:
+        raise ResultsError(f"{where}: missing {', '.join(missing)}")
+    if not isinstance(entry["messages"], list) or not isinstance(entry["hand"], list):
+        raise ResultsError(f"{where}: 'messages' and 'hand' must be lists")
+    messages = tuple(_message(one, where, i) for i, one in enumerate(entry["messages"]))
+    hand = tuple(str(card) for card in entry["hand"])
+    plain = {name: entry[name] for name in ("branch", "split", "seed", "rule", "solved")}
+    return Transcript(hand=hand, messages=messages, **plain)
+
+
+def read_transcripts(path: str | Path) -> list[Transcript]:
+    """The transcripts of a JSONL file. Raises ResultsError if it is missing or malformed."""
+    return [transcript(entry, where) for where, entry in json_lines(Path(path))]
+
+
+def page(transcripts: Sequence[Transcript], title: str = "Transcripts") -> str:
+    """The HTML page of `transcripts`, in their order. All their text is escaped."""
+    bars = "".join(_menu(name, transcripts) for name in FILTERS)
+    cards = "".join(_conversation(one) for one in transcripts)
+    colours = "".join(f".o-{name}{{--c:{colour}}}" for name, colour in OUTCOMES.items())
+    return (
+        "<!doctype html>\n<html lang=en><head><meta charset=utf-8>"
+        "<meta name=viewport content='width=device-width,initial-scale=1'>"
+        f"<title>{html.escape(title)}</title><style>{STYLE}{colours}</style></head><body>"
+        f"<header><h1>{html.escape(title)}</h1><div class=bar>{bars}"
+        f"<output id=count>{len(transcripts)} of {len(transcripts)}</output></div></header>"
+        f"<main>{cards}</main><script>{SCRIPT}</script></body></html>\n"
+    )
+
+
+def _message(entry: Any, where: str, number: int) -> Message:
+    if not isinstance(entry, dict) or not {"role", "content"} <= set(entry):
+        raise ResultsError(f"{where}, message {number}: needs 'role' and 'content'")
+    if entry["role"] not in ROLES:
+        raise ResultsError(
+            f"{where}, message {number}: role must be one of {', '.join(ROLES)}, "
+            f"not {entry['role']!r}"
+        )
+    return Message(entry["role"], entry["content"], entry.get("outcome"), entry.get("reward"))
+
+
+def _menu(name: str, transcripts: Sequence[Transcript]) -> str:
+    """A drop-down list of the values of one property, with their counts."""
+    values = [str(getattr(one, name)) for one in transcripts]
+    shown = [(html.escape(value), values.count(value)) for value in sorted(set(values))]
+    options = "".join(f"<option value='{text}'>{text} ({count})</option>" for text, count in shown)
+    return (
+        f"<label>{name} <select data-filter={name}><option value=''>all ({len(values)})</option>"
+        f"{options}</select></label>"
+    )
+
+
+def _conversation(one: Transcript) -> str:
+    tags = "".join(f" data-{name}='{html.escape(str(getattr(one, name)))}'" for name in FILTERS)
+    replies = sum(message.role == "assistant" for message in one.messages)
+    total = sum(message.reward or 0.0 for message in one.messages)
+    verdict = "solved" if one.solved else "not solved"
+    facts = f"{one.branch} · {one.split} · {one.rule} · seed {one.seed}"
+    tries = f"{verdict}, {replies} {'reply' if replies == 1 else 'replies'}, {total:+g}"
+    cards = "".join(f"<b class=card>{html.escape(card)}</b>" for card in one.hand)
+    body = "".join(_bubble(message) for message in one.messages)
+    return (
+        f"<article class='{'yes' if one.solved else 'no'}'{tags}><h2>{cards}"
+        f"<span>{html.escape(facts)}</span><em>{html.escape(tries)}</em></h2>{body}</article>"
+    )
+
+
+def _bubble(message: Message) -> str:
+    """One message; a reply carries its outcome's colour, its name and its reward."""
+    badge, colour = "", ""
+    if message.outcome is not None:
+        reward = "" if message.reward is None else f" {message.reward:+g}"
+        badge = f"<span class=badge>{html.escape(message.outcome + reward)}</span>"
+        # An unknown outcome keeps the neutral colour; only known names become class names.
+        colour = f" o-{message.outcome}" if message.outcome in OUTCOMES else ""
+    return (
+        f"<section class='{message.role}{colour}'><h3>{message.role}{badge}</h3>"
+        f"<pre>{html.escape(message.content)}</pre></section>"
+    )
+
+
+STYLE = """
+:root{--ink:#1f2328;--soft:#656d76;--line:#d8dee4;--back:#f6f8fa;--paper:#fff}
+@media (prefers-color-scheme:dark){:root{--ink:#e6edf3;--soft:#9198a1;--line:#3d444d;
+--back:#0d1117;--paper:#161b22}}
+*{box-sizing:border-box}
+body{margin:0;background:var(--back);color:var(--ink);font:14px/1.45 system-ui,sans-serif}
+header{position:sticky;top:0;background:var(--paper);border-bottom:1px solid var(--line);
+padding:10px 20px;z-index:1}
+h1{font-size:17px;margin:0 0 6px}
+.bar{display:flex;flex-wrap:wrap;gap:16px;align-items:center;color:var(--soft)}
+select{font:inherit;color:var(--ink);background:var(--paper);border:1px solid var(--line);
+border-radius:5px;padding:2px 6px}
+main{max-width:880px;margin:16px auto;padding:0 14px}
+article{background:var(--paper);border:1px solid var(--line);border-left:5px solid #b83232;
+border-radius:7px;margin:0 0 16px;padding:10px 14px}
+article.yes{border-left-color:#1b7f4d}
+article[hidden]{display:none}
+h2{display:flex;flex-wrap:wrap;gap:6px;align-items:center;font-size:13px;font-weight:400;
+margin:0 0 8px;color:var(--soft)}
+h2 em{margin-left:auto;font-style:normal;font-weight:600;color:#b83232}
+.yes h2 em{color:#1b7f4d}
+.card{border:1px solid var(--line);border-radius:4px;padding:1px 7px;color:var(--ink)}
+section{border-radius:6px;padding:6px 10px;margin:6px 0;background:var(--back)}
+h3{display:flex;gap:8px;align-items:center;font-size:11px;font-weight:600;color:var(--soft);
+text-transform:uppercase;letter-spacing:.04em;margin:0 0 2px}
+section.assistant{--c:#656d76;margin-left:40px;background:transparent;
+border:1px solid var(--c);border-left-width:4px}
+.badge{background:var(--c,#656d76);color:#fff;border-radius:9px;padding:0 8px;
+text-transform:none;letter-spacing:0}
+pre{margin:0;white-space:pre-wrap;overflow-wrap:anywhere;font:12.5px/1.4 ui-monospace,monospace}
+"""
+
+SCRIPT = """
+const menus=[...document.querySelectorAll('select')];
+const all=[...document.querySelectorAll('article')];
+function show(){
+  let shown=0;
+  for(const one of all){
+    one.hidden=!menus.every(m=>!m.value||one.dataset[m.dataset.filter]===m.value);
+    shown+=!one.hidden;
+  }
+  document.getElementById('count').value=shown+' of '+all.length;
+}
+menus.forEach(m=>m.addEventListener('change',show));
+show();
+"""

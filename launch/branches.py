@@ -1,0 +1,154 @@
+"""A branch of a study: where it is kept, how it resumes, what it is evaluated on."""
+
+import dataclasses
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+from tqdm import tqdm
+
+from gp_virl.config import SftConfig
+from gp_virl.data import gp_sft, pipeline
+from gp_virl.io import checkpoint
+from gp_virl.metrics import JsonlWriter
+from gp_virl.model import mllama
+from launch.lab import DECODINGS, Lab, evaluate, shown
+
+
+@dataclasses.dataclass(frozen=True)
+class Branch:
+    """One training run; checkpoints lie in `place`, data sets in `data`."""
+
+    name: str  # base | sft | sft_matched | rl
+    seed: int
+    place: Path
+    data: Path
+    init_tokens: int  # that its initial parameters were trained on
+
+    @property
+    def label(self) -> str:
+        """For progress bars."""
+        return f"{self.name:<11} seed {self.seed}"
+
+
+def points(steps: int, count: int) -> set[int]:
+    """The steps after which a branch is evaluated and kept: `count` even ones, the last included."""
+    return {round(steps * (i + 1) / count) for i in range(count)} - {0}
+
+
+def keep(branch: Branch, step: int, tree: dict[str, PyTree], about: dict[str, Any]) -> None:
+    """Store a checkpoint; the last two stay."""
+    checkpoint.save(branch.place, step, tree, about | {"branch": branch.name, "step": step})
+
+
+def resumed(
+    branch: Branch, tree: dict[str, PyTree], about: dict[str, Any], writer: JsonlWriter
+) -> tuple[dict[str, PyTree], dict[str, Any]]:
+    """The branch's last checkpoint and its metadata, or `tree` and `about` at step 0.
+
+    Says so, and forgets metrics that were written after the checkpoint.
+    """
+    step = checkpoint.latest(branch.place)
+    if step is not None:
+        tree, about = checkpoint.restore(branch.place, tree, step)
+        say(f"{branch.label}: continues after step {step}, from {branch.place}")
+    writer.truncate(step or 0, branch=branch.name, seed=branch.seed)
+    return tree, {"step": 0} | about
+
+
+def load_params(lab: Lab, place: Path) -> tuple[PyTree, dict[str, Any]]:
+    """Parameters of the last checkpoint in a directory, and its metadata."""
+    shapes = mllama.abstract(lab.model)[1]
+    tree, about = checkpoint.restore(place, {"train": {"params": shapes}}, partial=True)
+    return tree["train"]["params"], about
+
+
+def fresh_params(lab: Lab, seed: int) -> PyTree:
+    """Random parameters."""
+    return mllama.build(lab.model, jax.random.key(seed))[1]
+
+
+def dataset(lab: Lab, branch: Branch) -> gp_sft.GpSft:
+    """The prepared expert dialogues of a branch: both rules for the base, ID for the others."""
+    config, env = lab.config, lab.config.env
+    base = branch.name == "base"
+    share = config.data.ood_share if base else 0.0
+    rules, faces = {env.rule: 1.0 - share}, [env.rule] if env.require_face else []
+    if share:
+        ood = config.splits["rule_ood"]
+        rules[ood.rule] = share
+        faces += [ood.rule] if ood.require_face else []
+    builder = gp_sft.GpSft(
+        config=gp_sft.GpSftConfig(
+            rules=rules,
+            require_face=tuple(faces),
+            target=env.target,
+            hands="seen",
+            held_out=env.held_out,
+            held_out_seed=env.seed,
+            seed=config.data.seed + (0 if base else 1),
+            examples=config.data.examples,
+            max_solutions=config.data.max_solutions,
+            suboptimal=config.data.suboptimal if base else 0.0,
+            max_errors=config.data.max_errors,
+            wording=config.text.wording,
+        ),
+        data_dir=str(branch.data),
+        file_format=gp_sft.FORMAT,
+    )
+    builder.download_and_prepare()
+    return builder
+
+
+def batches(lab: Lab, branch: Branch, run: SftConfig):
+    """An endless, resumable iterator of this process's batches."""
+    source = dataset(lab, branch).as_data_source("train")
+    talks = pipeline.tokenized(source, lab.tokenizer)
+    return iter(
+        pipeline.batches(
+            talks,
+            length=run.length,
+            batch_size=run.batch_size // jax.process_count(),
+            seed=branch.seed,
+            index=jax.process_index(),
+            count=jax.process_count(),
+        )
+    )
+
+
+def evaluator(lab: Lab, branch: Branch, writer: JsonlWriter, last: int) -> Callable:
+    """evaluate(params, updates, compute): curve points on few hands, step `last` on all."""
+
+    def run(params: PyTree, updates: int, compute: float) -> None:
+        about = {
+            "branch": branch.name,
+            "seed": branch.seed,
+            "updates": updates,
+            "compute_flops": compute,
+        }
+        splits = list(lab.config.splits)
+        if updates == last:
+            found = evaluate(lab, params, lab.config.eval.hands, about, [*splits, "held_out"])
+        else:
+            found = evaluate(lab, params, lab.config.eval.curve_hands, about, splits, DECODINGS[:1])
+        for record in found:
+            writer.write(record)
+        say(f"{branch.label}  after {updates:>5} updates: {shown(found)}")
+
+    return run
+
+
+def say(text: str) -> None:
+    """A line above the progress bars, from process 0."""
+    if jax.process_index() == 0:
+        tqdm.write(text, file=sys.stderr)
+
+
+def bar_style() -> dict[str, Any]:
+    """How progress bars look; only process 0 shows them."""
+    return {"disable": jax.process_index() != 0, "leave": False, "dynamic_ncols": True}

@@ -1,0 +1,144 @@
+"""Multi-turn PPO from a checkpoint: python -m launch.train_rl --config=configs/gp_l.py:tiny
+--init=runs/gp_l_tiny/seed0/base [--workdir=DIR]"""
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from absl import app, flags
+from flax import nnx
+from jaxtyping import PyTree
+from tqdm import tqdm
+
+from gp_virl.evals import flops
+from gp_virl.metrics import JsonlWriter, jsonl_writer
+from gp_virl.rollout import episodes
+from gp_virl.train import ppo
+from gp_virl.train.state import TrainState, create, optimizer
+from launch import branches
+from launch import lab as labs
+from launch.branches import Branch
+from launch.lab import Lab
+
+SHORTEST_TURN = 16  # tokens; a row of S tokens has slots for S / 16 turns
+
+
+@dataclasses.dataclass(frozen=True)
+class Steps:
+    """The jitted parts of an iteration."""
+
+    start: Callable
+    rollout: Callable
+    update: Callable
+
+
+def compile_steps(lab: Lab) -> Steps:
+    """Jitted start(params, deal), rollout(params, lanes, ...) and update(state, ...)."""
+    config, roll, graph = lab.config, lab.config.rollout, lab.graph
+    updates = config.ppo.updates * config.ppo.epochs * config.ppo.minibatches
+    slots = max(roll.turns, config.env.max_turns, roll.context // SHORTEST_TURN)
+
+    def start(params, game, deal):
+        lanes = jnp.arange(roll.lanes)
+        return episodes.start(nnx.merge(graph, params), game, deal, lanes, roll.context)
+
+    def play(params, game, lanes, deal, draw, how):
+        return episodes.rollout(
+            nnx.merge(graph, params), game, lanes, deal, draw, how,
+            roll.turns, roll.reply_length, roll.chunk,
+        )  # fmt: skip
+
+    learn = functools.partial(ppo.update, graph, optimizer(config.ppo, updates), config.ppo, slots)
+    return Steps(jax.jit(start), jax.jit(play, donate_argnums=2), jax.jit(learn, donate_argnums=0))
+
+
+def train(
+    lab: Lab, branch: Branch, init: PyTree, writer: JsonlWriter, evaluate: Callable
+) -> TrainState:
+    """The trained state. `evaluate(params, updates, compute)` is called at each of eval.points.
+
+    A branch that was interrupted goes on from its last checkpoint.
+    """
+    config = lab.config
+    steps, how = compile_steps(lab), labs.sampling(config, "sampled")
+    total = config.ppo.updates * config.ppo.epochs * config.ppo.minibatches
+    state = create(init, optimizer(config.ppo, total))
+    key = jax.random.key(branch.seed)
+    deal, draw = jax.random.fold_in(key, 1), jax.random.fold_in(key, 2)
+    game = lab.games["train"]
+    lanes = steps.start(init, game, deal)
+    tree = {"train": state, "lanes": lanes}
+    tree, about = branches.resumed(branch, tree, {"tokens": 0, "generated": 0}, writer)
+    state, lanes = tree["train"], tree["lanes"]
+    trained, generated = about["tokens"], about["generated"]
+    points = branches.points(config.ppo.updates, config.eval.points)
+    bar = tqdm(
+        range(about["step"], config.ppo.updates), initial=about["step"],
+        total=config.ppo.updates, desc=branch.label, unit="update", **branches.bar_style(),
+    )  # fmt: skip
+    for step in bar:
+        clock = time.perf_counter()
+        lanes, roll, following = jax.block_until_ready(
+            steps.rollout(state.params, game, lanes, deal, jax.random.fold_in(draw, step), how)
+        )
+        played = time.perf_counter()
+        state, metrics = steps.update(
+            state, init, roll, following, jax.random.fold_in(key, step), how.temperature,
+            jnp.float32(step >= config.ppo.value_warmup),
+        )  # fmt: skip
+        metrics = jax.device_get(metrics) | play_metrics(roll)
+        generated += int(metrics["generated"])
+        trained += int(metrics["tokens"])
+        seconds = {"rollout_s": played - clock, "update_s": time.perf_counter() - played}
+        about = {"kind": "ppo", "branch": branch.name, "seed": branch.seed, "step": step + 1}
+        writer.write(about | metrics | seconds | {"trained": trained, "generated_all": generated})
+        bar.set_postfix_str(f"reward {metrics['reward']:.2f} solved {metrics['solved']:.2f}")
+        if step + 1 in points:
+            compute = flops.rl_flops(lab.parameters, branch.init_tokens, trained, generated / trained)
+            evaluate(state.params, step + 1, compute)
+            extra = {"tokens": trained, "generated": generated}
+            branches.keep(branch, step + 1, {"train": state, "lanes": lanes}, extra)
+    return state
+
+
+def play_metrics(roll: episodes.Rollout) -> dict[str, float]:
+    """Means over the turns of a rollout, and the tokens its generations read and wrote."""
+    outcome = jax.device_get(roll.outcome)
+    ended = jax.device_get(roll.terminated)
+    return {
+        "reward": float(roll.reward.mean()),
+        "solved": float((outcome == 0).mean()),
+        "episode_success": float((outcome[ended] == 0).mean()) if ended.any() else 0.0,
+        "first_try": float((outcome == 0)[jax.device_get(roll.turn) == 0].mean()),
+        "reply_length": float(roll.reply.mean()),
+        "turns": float(roll.played.sum()),
+        "generated": float((roll.prompt + roll.reply).sum()),
+        "prefilled": float(roll.prefilled.sum()),
+    }
+
+
+INIT = flags.DEFINE_string("init", None, "directory of the checkpoint to start from")
+SEED = flags.DEFINE_integer("branch_seed", 0, "seed of dealing and sampling")
+
+
+def main(study: Callable, place: Callable) -> None:
+    """Train one RL branch and evaluate it along the way."""
+    config = study()
+    workdir = place(config)
+    lab = labs.open_lab(config)
+    params, about = branches.load_params(lab, Path(INIT.value))
+    seen = about.get("tokens_seen", 0)
+    branch = Branch("rl", SEED.value, workdir / "rl", workdir / "data", seen)
+    writer = jsonl_writer(workdir / "metrics.jsonl", jax.process_index())
+    evaluate = branches.evaluator(lab, branch, writer, config.ppo.updates)
+    train(lab, branch, params, writer, evaluate)
+
+
+if __name__ == "__main__":
+    STUDY, PLACE = labs.define_config(), labs.define_workdir()
+    flags.mark_flag_as_required("init")
+    app.run(lambda _: main(STUDY, PLACE))

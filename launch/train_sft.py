@@ -1,0 +1,95 @@
+"""Supervised fine-tuning, from scratch or from a checkpoint:
+python -m launch.train_sft --config=configs/gp_l.py:tiny --run=base|sft|sft_matched [--init=DIR]"""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from absl import app, flags
+from jaxtyping import PyTree
+from tqdm import tqdm
+
+from gp_virl.config import SftConfig
+from gp_virl.evals import flops
+from gp_virl.metrics import JsonlWriter, jsonl_writer
+from gp_virl.model import mllama
+from gp_virl.train import sft
+from gp_virl.train.state import TrainState, create, optimizer
+from launch import branches
+from launch import lab as labs
+from launch.branches import Branch
+from launch.lab import Lab
+
+LOG_EVERY = 20
+
+
+def train(
+    lab: Lab, branch: Branch, run: SftConfig, init: PyTree, writer: JsonlWriter, evaluate: Callable
+) -> tuple[TrainState, int]:
+    """The trained state and the tokens it was trained on, those of `branch.init_tokens` not counted.
+
+    `evaluate(params, updates, compute)` is called at each of eval.points. A run that was
+    interrupted goes on from its last checkpoint, with the next batch.
+    """
+    rule = optimizer(run, run.steps)
+    update = jax.jit(
+        functools.partial(sft.update, lab.graph, rule, run.microbatch), donate_argnums=0
+    )
+    batches = branches.batches(lab, branch, run)
+    tree = {"train": create(init, rule)}
+    tree, about = branches.resumed(branch, tree, {"tokens": 0, "data": None}, writer)
+    state = tree["train"]
+    tokens = about["tokens"]
+    if about["data"] is not None:
+        batches.set_state(about["data"])
+    points = branches.points(run.steps, lab.config.eval.points)
+    bar = tqdm(
+        range(about["step"], run.steps), initial=about["step"], total=run.steps,
+        desc=branch.label, unit="step", **branches.bar_style(),
+    )  # fmt: skip
+    waiting = []
+    for step in bar:
+        state, metrics = update(state, sft.Batch(**next(batches)))
+        waiting.append(metrics)
+        if (step + 1) % LOG_EVERY == 0 or step + 1 in points:
+            block = jax.tree.map(lambda *x: jnp.stack(x), *waiting)
+            waiting = []
+            tokens += int(block["tokens"].sum())
+            means = {name: float(x.mean()) for name, x in block.items()}
+            about = {"kind": "sft", "branch": branch.name, "seed": branch.seed, "step": step + 1}
+            writer.write(about | means | {"trained": tokens})
+            bar.set_postfix_str(f"loss {means['loss']:.3f}")
+        if step + 1 in points:
+            compute = flops.sft_flops(lab.parameters, branch.init_tokens, tokens)
+            evaluate(state.params, step + 1, compute)
+            extra = {"tokens": tokens, "tokens_seen": branch.init_tokens + tokens}
+            extra["data"] = batches.get_state()
+            branches.keep(branch, step + 1, {"train": state}, extra)
+    return state, tokens
+
+
+INIT = flags.DEFINE_string("init", None, "directory of the checkpoint to start from")
+RUN = flags.DEFINE_enum("run", "sft", ["base", "sft", "sft_matched"], "section of the config")
+SEED = flags.DEFINE_integer("branch_seed", 0, "seed of the data order and of the parameters")
+
+
+def main(study: Callable, place: Callable) -> None:
+    """Train one SFT run and evaluate it along the way."""
+    config = study()
+    workdir, lab = place(config), labs.open_lab(config)
+    params, seen = branches.fresh_params(lab, SEED.value), 0
+    if INIT.value:
+        params, about = branches.load_params(lab, Path(INIT.value))
+        seen = about.get("tokens_seen", 0)
+    branch = Branch(RUN.value, SEED.value, workdir / RUN.value, workdir / "data", seen)
+    writer = jsonl_writer(workdir / "metrics.jsonl", jax.process_index())
+    run = getattr(config, RUN.value)
+    evaluate = branches.evaluator(lab, branch, writer, run.steps)
+    train(lab, branch, run, params, writer, evaluate)
+
+
+if __name__ == "__main__":
+    STUDY, PLACE = labs.define_config(), labs.define_workdir()
+    app.run(lambda _: main(STUDY, PLACE))

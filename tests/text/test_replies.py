@@ -1,0 +1,162 @@
+"""Replies are read as the plain oracle reads them, whatever the bytes and the tokenizer."""
+
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from gp_virl.text import replies
+from tests import oracle
+
+SIZE, BATCH = 96, 16
+parse = jax.jit(jax.vmap(replies.parse))
+
+
+def parsed(texts: list[bytes], size: int = SIZE) -> SimpleNamespace:
+    rows = np.zeros((len(texts), size), np.uint8)
+    for row, text in zip(rows, texts, strict=True):
+        row[: len(text)] = np.frombuffer(text, np.uint8)
+    lengths = np.array([len(text) for text in texts], np.int32)
+    answer = parse(rows, lengths)
+    return SimpleNamespace(**{name: np.asarray(field) for name, field in vars(answer).items()})
+
+
+def plainly(text: bytes) -> list[int] | None:
+    """The numbers of a legal formula, None for an illegal one."""
+    try:
+        return oracle.Parser(text).numbers
+    except oracle.Illegal:
+        return None
+
+
+bits = [b"1", b"24", b"007", b"+", b"-", b"*", b"/", b"\\/", b"(", b")", b"=", b" ", b"\\n", b"\\"]
+bits += [b"\xc2", b"\xa0", b"\xc2\xa0", b'"', b"'", b"f", b"x", b"1+2", b"(3)"]
+bits += [b'"formula"', b"'formula'", b":", b'"formula":"', b"'formula' : '", b"formula"]
+soup = st.lists(st.sampled_from(bits), max_size=16).map(b"".join)
+inside = soup.map(lambda text: b'"formula": "' + text + b'"')
+noise = st.binary(max_size=SIZE)
+batches = st.lists(st.one_of(soup, inside, noise), min_size=BATCH, max_size=BATCH)
+
+
+@settings(max_examples=400)
+@given(batches.map(lambda texts: [text[:SIZE] for text in texts]))
+def test_parse_agrees_with_the_oracle(texts: list[bytes]) -> None:
+    answer = parsed(texts)
+    for lane, text in enumerate(texts):
+        numbers = plainly(text)
+        assert answer.legal[lane] == (numbers is not None), text
+        if numbers is not None:
+            assert answer.count[lane] == len(numbers), text
+            kept = [min(number, 9999) for number in numbers[:8]]
+            assert answer.numbers[lane].tolist() == kept + [0] * (8 - len(kept)), text
+
+
+@pytest.mark.parametrize(
+    ("reply", "numbers"),
+    [
+        ('"formula": "1+2"', [1, 2]),
+        ("'formula' : '1+2=3'", [1, 2]),
+        ('"formula": "1"', [1]),
+        ('"formula": "1+2", "formula": "3*4"', [3, 4]),
+        ('"formula": "1+2", "formula": null', None),
+        ('"formula": "1+2', None),
+        ('"formula": "1+2\'', None),
+        ('"formula": "1+2=\\""', [1, 2]),
+        ('"formula": "1+2=\\"', None),
+        ('"formula\': "1+2"', None),
+        ('"formula "  : "1+2"', None),
+        ('"formula": "1 3"', None),
+        ('"formula": "1+\\n2\\/3"', [1, 2, 3]),
+        ('"formula": "1\\u002b2"', None),
+        ('"formula": "1+\u00a02"', [1, 2]),
+        ('"formula": "1\u00d72"', None),
+        ('"formula": "007"', [7]),
+        ('"formula": "12345+1"', [9999, 1]),
+        ('"formula": "-1+2"', None),
+        ('"formula": "2**3"', None),
+        ('"formula": "2//3"', None),
+        ('"formula": "(2)(3)"', None),
+        ('"formula": "2(3)"', None),
+        ('"formula": "()"', None),
+        ('"formula": ")1+2("', None),
+        ('"formula": "(1+2"', None),
+        ('"formula": "1.5"', None),
+        ('"formula": "=3"', None),
+        ('"formula": ""', None),
+        ("1+2", None),
+        ("", None),
+    ],
+)
+def test_reading_rules(reply: str, numbers: list[int] | None) -> None:
+    answer = parsed([reply.encode()])
+    assert answer.legal[0] == (numbers is not None)
+    if numbers is not None:
+        assert answer.count[0] == len(numbers)
+        assert answer.numbers[0, : len(numbers)].tolist() == numbers
+
+
+def test_operators_and_depths() -> None:
+    answer = parsed([b'"formula": "((1+2)*3)-(4/5)"', b'"formula": "1*2"'])
+    assert answer.operators.tolist() == [[0, 2, 1], [2, 0, 0]]
+    assert answer.depths.tolist() == [[2, 1, 0], [0, 0, 0]]
+
+
+def test_depth_has_no_limit_and_length_cuts() -> None:
+    deep = b'"formula": "' + b"(" * 2000 + b"7" + b")" * 2000 + b'"'
+    assert parsed([deep, deep[:-2] + b'"'], 8192).legal.tolist() == [True, False]
+    row = np.frombuffer(b'"formula": "1+2"', np.uint8)[None]
+    assert [bool(parse(row, np.array([n])).legal[0]) for n in (16, 15)] == [True, False]
+
+
+def byte_level() -> PreTrainedTokenizerFast:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=["<|eot|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(['{"formula": "(10-4)*(8-4)=24"}'] * 9, trainer)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|eot|>")
+    fast.add_tokens(["\u00e9t\u00e9"])
+    return fast
+
+
+def sentencepiece() -> PreTrainedTokenizerFast:
+    names = ["<unk>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    names += ["\u2581", "f", "o", "\u2581fo", "\u00d7", "=", "fo"]
+    vocabulary = {name: index for index, name in enumerate(names)}
+    merges = [("f", "o"), ("\u2581", "fo")]
+    model = models.BPE(vocab=vocabulary, merges=merges, byte_fallback=True, unk_token="<unk>")
+    tokenizer = Tokenizer(model)
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never", split=False)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", unk_token="<unk>")
+
+
+@pytest.mark.parametrize("make", [byte_level, sentencepiece])
+def test_tokens_become_the_text_they_came_from(make) -> None:
+    tokenizer = make()
+    bank = replies.byte_bank(tokenizer)
+    assert bank.length.shape == (len(tokenizer),)
+    text = 'fo fo=\u00d7 \u00e9t\u00e9\n"formula": \U0001f914  fo'
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    tokens = jnp.asarray([*ids, tokenizer.eos_token_id, ids[0]])
+    said, length = jax.jit(replies.read, static_argnums=3)(bank, tokens, jnp.int32(len(ids) + 1), 128)
+    assert bytes(np.asarray(said)[: int(length)]) == text.encode()
+    cut, length = replies.read(bank, tokens, jnp.int32(len(ids)), 7)
+    assert bytes(np.asarray(cut)) == text.encode()[:7] and int(length) == 7
+
+
+def test_a_vocabulary_of_another_kind_is_named() -> None:
+    model = models.WordLevel({"caf\u20ac": 0, "[UNK]": 1}, unk_token="[UNK]")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(model), unk_token="[UNK]")
+    with pytest.raises(ValueError, match="caf\u20ac.*byte-level"):
+        replies.byte_bank(tokenizer)
