@@ -18,6 +18,7 @@ from ml_collections import ConfigDict, config_flags
 from transformers import PreTrainedTokenizerBase
 
 from gp_virl import config as cfg
+from gp_virl.envs import cards
 from gp_virl.envs.card_game import CardGame
 from gp_virl.evals.evaluate import records
 from gp_virl.model import mllama
@@ -119,7 +120,7 @@ def evaluate(
 
     The game 'held_out' counts as split id with the metric's suffix _held_out.
     """
-    found = []
+    found, env = [], lab.config.env
     key = jax.random.key(lab.config.eval.seed)
     for split in splits:
         game = lab.games[split]
@@ -131,7 +132,8 @@ def evaluate(
             everyone = np.ones(hands, bool)
             groups = {"_held_out": everyone} if split == "held_out" else {"": everyone}
             if split == "id":
-                groups["_seen"] = ~np.asarray(jax.vmap(game.held_out)(states))
+                held_out = cards.held_out_multisets(env.held_out, env.seed)
+                groups["_seen"] = ~held_out[cards.multiset_index(np.asarray(states.ranks))]
             about = dict(common) | {
                 "kind": "eval",
                 "split": "id" if split == "held_out" else split,
@@ -170,6 +172,24 @@ def define_workdir() -> Callable[[cfg.StudyConfig], Path]:
         return Path(holder.value or f"runs/{config.task}_{config.scale}")
 
     return place
+
+
+def settle(workdir: Path, config: cfg.StudyConfig) -> None:
+    """Make the work directory this study's, and keep compiled programs between runs.
+
+    Raises ConfigError if the directory holds a study of another configuration.
+    """
+    path, given = workdir / "config.json", dataclasses.asdict(config)
+    if path.exists() and (kept := json.loads(path.read_text())) != given:
+        differ = sorted(key for key in kept | given if kept.get(key) != given.get(key))
+        raise cfg.ConfigError(
+            f"{workdir} holds a study of another configuration (it differs in "
+            f"{', '.join(differ)}); give another --workdir, or delete it"
+        )
+    if jax.process_index() == 0:
+        write_json(path, given)
+    if not jax.config.jax_compilation_cache_dir:
+        jax.config.update("jax_compilation_cache_dir", str(Path(".jax_cache").absolute()))
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -37,11 +37,12 @@ def train(
     update = jax.jit(
         functools.partial(sft.update, lab.graph, rule, run.microbatch), donate_argnums=0
     )
-    batches = branches.batches(lab, branch, run)
     tree = {"train": create(init, rule)}
     tree, about = branches.resumed(branch, tree, {"tokens": 0, "data": None}, writer)
-    state = tree["train"]
-    tokens = about["tokens"]
+    state, tokens = tree["train"], about["tokens"]
+    if about["step"] == run.steps:
+        return state, tokens
+    batches = branches.batches(lab, branch, run)
     if about["data"] is not None:
         batches.set_state(about["data"])
     points = branches.points(run.steps, lab.config.eval.points)

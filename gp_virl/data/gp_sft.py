@@ -121,12 +121,6 @@ class GpSft(tfds.core.GeneratorBasedBuilder):
         return enumerate(dialogues(self.builder_config))
 
 
-def messages(contents: Sequence[str]) -> list[dict[str, str]]:
-    """Chat messages of an example's contents; the user speaks first, then they take turns."""
-    roles = ("user", "assistant")
-    return [{"role": roles[i % 2], "content": text} for i, text in enumerate(contents)]
-
-
 def dialogues(config: GpSftConfig) -> Iterator[dict[str, Any]]:
     """The examples of a config, in order, with the fields of `GpSft`'s features."""
     draws = np.random.default_rng(config.seed)
@@ -156,11 +150,11 @@ def dialogues(config: GpSftConfig) -> Iterator[dict[str, Any]]:
     tries = failed_tries(config, texts, rules, ranks, chosen)
     names = list(config.rules)
     for i in range(config.examples):
-        said, symbols = texts[rules[i]], [cards.SYMBOLS[rank] for rank in ranks[i]]
-        values = [said.rule.values[rank] for rank in ranks[i]]
-        last = said.expert_reply(symbols, values, chosen[i], config.target)
+        said = texts[rules[i]]
+        asked = said.prompt_text([cards.SYMBOLS[rank] for rank in ranks[i]])
+        last = _reply(said, ranks[i], chosen[i])
         yield {
-            "contents": [said.prompt_text(symbols), *(t for pair in tries[i] for t in pair), last],
+            "contents": [asked, *(text for pair in tries[i] for text in pair), last],
             "rule": names[rules[i]],
             "ranks": ranks[i],
             "held_out": held_out[index[i]],
@@ -206,9 +200,8 @@ def failed_tries(
     values = np.array([text.rule.values for text in texts], np.int32)[rules[:, None], ranks]
     said = []
     for i in owners:
-        symbols = [cards.SYMBOLS[rank] for rank in ranks[i]]
         formula = spoilt(chosen[i], draw.choice(KINDS), draw)
-        said.append(texts[rules[i]].expert_reply(symbols, values[i], formula, config.target))
+        said.append(_reply(texts[rules[i]], ranks[i], formula))
     for i, reply, (outcome, *fault) in zip(
         owners, said, judged(said, values[owners], config.target), strict=True
     ):
@@ -217,33 +210,40 @@ def failed_tries(
     return tries
 
 
+def _reply(texts: CardTexts, ranks: Int[np.ndarray, "4"], formula: str) -> str:
+    symbols = [cards.SYMBOLS[rank] for rank in ranks]
+    values = [texts.rule.values[rank] for rank in ranks]
+    return texts.expert_reply(symbols, values, formula, texts.target)
+
+
 def spoilt(formula: str, kind: str, draw: random.Random) -> str:
-    """A formula with one thing changed: 'value' keeps the numbers, 'numbers' doesn't, and
-    'illegal' is no arithmetic expression."""
+    """A formula with one thing wrong.
+
+    'value' keeps the numbers but mostly misses the target, 'numbers' uses others than the
+    hand's, 'illegal' is no arithmetic expression.
+    """
     parts = re.findall(r"\d+|.", formula)
     numbers = [i for i, part in enumerate(parts) if part.isdigit()]
     operators = [i for i, part in enumerate(parts) if part in "+-*/"]
+    a, b = draw.sample(numbers, 2)
+    sign = draw.choice(operators)
     if kind == "value":
-        at = draw.choice(operators)
-        parts[at] = draw.choice([sign for sign in "+-*/" if sign != parts[at]])
-        a, b = draw.sample(numbers, 2)
         parts[a], parts[b] = parts[b], parts[a]
+        parts[sign] = draw.choice([other for other in "+-*/" if other != parts[sign]])
     elif kind == "numbers":
-        at = draw.choice(numbers)
-        other = draw.choice([str(n) for n in range(1, 14) if str(n) != parts[at]])
-        again = parts[draw.choice([i for i in numbers if i != at])]  # one card twice
-        left = draw.choice([i for i in numbers if i + 2 in numbers])  # a and b of a+b
-        ways = (
-            (at, 1, [other]),
-            (at, 1, [again]),
-            (at, 1, [parts[at], "+", other]),
-            (left, 3, [parts[left]]),
+        other = draw.choice([str(n) for n in range(1, 14) if str(n) != parts[a]])
+        pair = draw.choice([i for i in numbers if i + 2 in numbers])  # x and y of x+y
+        first, width, instead = draw.choice(
+            (
+                (a, 1, [other]),  # a number of no card
+                (a, 1, [parts[b]]),  # one card twice
+                (a, 1, [parts[a], "+", other]),  # five numbers
+                (pair, 3, [parts[pair]]),  # three numbers
+            )
         )
-        at, width, instead = draw.choice(ways)
-        parts[at : at + width] = instead
+        parts[first : first + width] = instead
     else:
-        at, sign = draw.choice(numbers), draw.choice(operators)
-        where, what = draw.choice(((at, "("), (at, "-"), (at, "x"), (sign, parts[sign]), (0, ")")))
+        where, what = draw.choice(((a, "("), (a, "-"), (a, "x"), (sign, parts[sign]), (0, ")")))
         parts.insert(where, what)
     return "".join(parts)
 
@@ -263,8 +263,8 @@ def judged(
             rows[row, : len(text)] = np.frombuffer(text, np.uint8)
             length[row] = len(text)
         hands[: len(batch)] = values[first : first + len(batch)]
-        fault = jax.device_get(_judge(rows, length, hands, target))
-        columns = (fault.outcome, fault.foreign, fault.unused, fault.value)
+        fault = _judge(rows, length, hands, target)
+        columns = jax.device_get((fault.outcome, fault.foreign, fault.unused, fault.value))
         for outcome, foreign, unused, value in zip(
             *(column[: len(batch)].tolist() for column in columns), strict=True
         ):

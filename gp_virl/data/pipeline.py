@@ -100,9 +100,7 @@ def _prove(
     tokenizer: PreTrainedTokenizerBase, contents: Sequence[str], tokens: Int[np.ndarray, "S"]
 ) -> None:
     """TemplateError unless the tokens are those of the whole chat string."""
-    roles = ("user", "assistant")
-    messages = [{"role": roles[i % 2], "content": text} for i, text in enumerate(contents)]
-    text = template.render(tokenizer, messages, False)
+    text = template.render(tokenizer, template.chat(contents), False)
     whole = template.encode(tokenizer, [text])[0]
     if whole[: len(tokens)] != tokens.tolist():
         raise TemplateError(

@@ -6,14 +6,14 @@ that its pieces compose to the tokens of the tokenizer's own chat template.
 
 import dataclasses
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Int
 from transformers import PreTrainedTokenizerBase
 
-from gp_virl.envs.cards import SYMBOLS, FaceRule
+from gp_virl.envs.cards import RANKS, SYMBOLS, FaceRule
 from gp_virl.text import template
 from gp_virl.text.prompts import Wording
 from gp_virl.text.template import Case, ChatGlue, Layout, ListTexts, PieceBank, Pieces, Slot
@@ -164,7 +164,7 @@ class CardDialogue(CardTexts):
         texts = CardTexts(wording, rule, target)
         glue, pieces = ChatGlue.of(tokenizer), Pieces(tokenizer)
         asked, feedbacks = _compile(texts, glue, pieces)
-        template.prove("cards", pieces, _cases(texts, glue, pieces, asked, feedbacks))
+        template.prove("cards", pieces, _cases(texts, pieces, asked, feedbacks))
         one = template.lay_out([asked], PLACES)
         compiled = CardPieces(
             bank=pieces.bank(),
@@ -237,24 +237,19 @@ def _compile(texts: CardTexts, glue: ChatGlue, pieces: Pieces) -> tuple[Atoms, l
     return atoms(glue.opening, "prompt"), [(cut, *atoms(glue.next, name)) for name in VARIANTS]
 
 
-def _cases(
-    texts: CardTexts, glue: ChatGlue, pieces: Pieces, asked: Atoms, feedbacks: list[Atoms]
-) -> list[Case]:
+def _cases(texts: CardTexts, pieces: Pieces, asked: Atoms, feedbacks: list[Atoms]) -> list[Case]:
     """Conversations in which every card and number occurs wherever it can, neighbours random."""
     draw = random.Random(0)
-    top = texts.wording.largest + 1  # stands for all larger numbers
-    hands = list(zip(*(draw.sample(range(13), 13) for _ in range(CARDS)), strict=True))
+    hands = list(zip(*(draw.sample(range(RANKS), RANKS) for _ in range(CARDS)), strict=True))
     reply = texts.expert_reply(["A", "2", "3", "4"], [1, 2, 3, 4], "1*2*3*4", 24)
     cases = []
-
-    def add(variant: int, foreign: Sequence[int], unused: Sequence[int], value: int):
-        ranks, name = hands[len(cases) % len(hands)], VARIANTS[variant]
+    for number, (variant, foreign, unused, value) in enumerate(_faults(texts, feedbacks, draw)):
+        ranks, name = hands[number % len(hands)], VARIANTS[variant]
         outcome = {"other_value": "wrong_value"}.get(name, name)
         outcome = "wrong_numbers" if foreign or unused else outcome
+        symbols = [SYMBOLS[rank] for rank in ranks]
         told = texts.feedback_text(outcome, foreign, unused, value)
-        contents = [texts.prompt_text([SYMBOLS[rank] for rank in ranks]), reply, told]
-        roles = ("user", "assistant", "user")
-        messages = [{"role": r, "content": c} for r, c in zip(roles, contents, strict=True)]
+        chat = template.chat([texts.prompt_text(symbols), reply, told])
         values = {
             "end": [0],
             "cards": ranks,
@@ -264,17 +259,25 @@ def _cases(
         }
         parts = [*template.entries_of(asked, values), reply]
         parts += template.entries_of(feedbacks[variant], values)
-        text = template.render(pieces.tokenizer, messages, True)
+        text = template.render(pieces.tokenizer, chat, True)
         cases.append(Case(f"feedback {name!r}", text, tuple(parts)))
+    return cases
 
-    rows = list(zip(*(draw.sample(range(top + 1), top + 1) for _ in range(13)), strict=True))
+
+def _faults(
+    texts: CardTexts, feedbacks: list[Atoms], draw: random.Random
+) -> Iterator[tuple[int, Sequence[int], Sequence[int], int]]:
+    """(variant, foreign, unused, value) with every number, and one too large, in every place."""
+    numbers = range(texts.wording.largest + 2)
+    columns = KEPT_NUMBERS + CARDS + 1
+    rows = list(zip(*(draw.sample(numbers, len(numbers)) for _ in range(columns)), strict=True))
     for variant, name in enumerate(VARIANTS):
         slots = any(isinstance(atom, Slot) for atom in feedbacks[variant][1:])
-        for row in rows if slots else rows[: len(hands)]:
-            foreign = row[:8] if "foreign" in name else ()
-            unused = row[8:12] if "unused" in name else ()
-            value = row[12] if name == "wrong_value" else -1
-            add(variant, foreign, unused, value)
+        for row in rows if slots else rows[:RANKS]:
+            foreign = row[:KEPT_NUMBERS] if "foreign" in name else ()
+            unused = row[KEPT_NUMBERS:-1] if "unused" in name else ()
+            value = row[-1] if name == "wrong_value" else -1
+            yield variant, foreign, unused, value
             if draw.random() < 0.1:  # lists of other lengths
-                add(variant, foreign[: draw.randint(1, 8)], unused[: draw.randint(1, 4)], value)
-    return cases
+                shorter = foreign[: draw.randint(1, KEPT_NUMBERS)], unused[: draw.randint(1, CARDS)]
+                yield variant, *shorter, value

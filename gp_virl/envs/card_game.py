@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Int, Key
 from transformers import PreTrainedTokenizerBase
 
 from gp_virl.config import EnvConfig
+from gp_virl.envs import cards
 from gp_virl.envs.card_dialogue import CardDialogue, CardPieces
 from gp_virl.envs.general_points import OUTCOMES, GeneralPoints, State
 from gp_virl.text import replies, template
@@ -42,7 +43,9 @@ class CardGame:
     ) -> "CardGame":
         """Compiled and checked: TemplateError or ValueError if the parts don't fit together."""
         env = GeneralPoints.build(config)
-        dialogue = CardDialogue.build(tokenizer, wording, env.rule, config.target)
+        dialogue = CardDialogue.build(
+            tokenizer, wording, cards.face_rule(config.rule), config.target
+        )
         return cls(
             env=env,
             pieces=dialogue.pieces,

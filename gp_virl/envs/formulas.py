@@ -133,12 +133,8 @@ def _written(tree) -> str:
     operator, left, right = tree
     wraps_left = not isinstance(left, int) and operator in "*/" and left[0] in "+-"
     # a+(b-c) is a+b-c and a*(b/c) is a*b/c, but a-(b+c), a/(b*c) and a*(b+c) are not.
-    wraps_right = not isinstance(right, int) and {
-        "+": False,
-        "-": right[0] in "+-",
-        "*": right[0] in "+-",
-        "/": True,
-    }[operator]
+    weak = {"+": "", "-": "+-", "*": "+-", "/": OPERATORS}[operator]
+    wraps_right = not isinstance(right, int) and right[0] in weak
     texts = [
         f"({text})" if wrapped else text
         for text, wrapped in ((_written(left), wraps_left), (_written(right), wraps_right))

@@ -102,9 +102,7 @@ class GeneralPoints:
 def admissible(config: EnvConfig) -> Bool[np.ndarray, "1820"]:
     """True for the rank multisets (rows of `cards.RANK_MULTISETS`) that are dealt."""
     if config.hands not in cards.HAND_CHOICES:
-        raise ValueError(
-            f"hands: given {config.hands!r}, allowed: {', '.join(cards.HAND_CHOICES)}"
-        )
+        raise ValueError(f"hands: given {config.hands!r}, allowed: {', '.join(cards.HAND_CHOICES)}")
     dealt = formulas.solve(cards.face_rule(config.rule), config.target).solvable
     if config.require_face:
         dealt = dealt & cards.with_face()
@@ -153,7 +151,10 @@ def judge(answer: Answer, values: Int[Array, "4"], target: int | Int[Array, ""])
 def _unmatched(
     answer: Answer, values: Int[Array, "4"]
 ) -> tuple[Bool[Array, "8"], Bool[Array, "4"]]:
-    """(numbers without a card, cards without a number): the n-th use of a value takes its n-th card."""
+    """(numbers without a card, cards without a number).
+
+    The n-th use of a value takes its n-th card.
+    """
     written = jnp.arange(KEPT_NUMBERS) < answer.count
     number_turn = _occurrence(answer.numbers)
     card_turn = _occurrence(values)

@@ -25,9 +25,11 @@ def attend(q: Float[Array, "B H q d"], stretches: tuple[Stretch, ...]) -> Float[
     scores = []
     for k, _, visible in stretches:
         score = jnp.einsum("bkgd,bksd->bkgs", q, k, preferred_element_type=jnp.float32)
+        # Added, not selected: the gradient then passes through untouched, a tenth of the time.
+        bias = jnp.where(visible, 0.0, HIDDEN)
         if visible.shape[1] > 1:
-            visible = jnp.tile(visible, (1, heads // kv_heads, 1))
-        scores.append(jnp.where(visible[:, None], score, HIDDEN))
+            bias = jnp.tile(bias, (1, heads // kv_heads, 1))
+        scores.append(score + bias[:, None])
     top = scores[0].max(-1, keepdims=True)
     for score in scores[1:]:
         top = jnp.maximum(top, score.max(-1, keepdims=True))

@@ -85,7 +85,7 @@ def equal_compute(records: Sequence[Record]) -> float:
 
 
 def at_compute(along: Curve, flops: float) -> tuple[float, float]:
-    """(value, error) of a curve at `flops`, interpolated linearly; beyond its end its last point."""
+    """(value, error) of a curve at `flops`, interpolated linearly; past its end its last point."""
     value = np.interp(flops, along.flops, along.value)
     return float(value), float(np.interp(flops, along.flops, along.error))
 

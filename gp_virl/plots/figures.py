@@ -104,7 +104,8 @@ def fig6(
     interpolated linearly. Numbers on bars are the changes from Init in points. Raises ResultsError
     if a split, Init, RL or SFT is missing.
     """
-    splits = [s for s in ("id", "id_held_out", ood) if s != "id_held_out" or _has(records, s)]
+    records = [one for one in records if (one.tries, one.decoding) == (tries, decoding)]
+    splits = ("id", *["id_held_out"] * _has(records, "id_held_out"), ood)
     fits = {split: chosen(records, split, tries, decoding) for split in splits}
     flops = equal_compute(fits[ood])
     branches = ("init", *_branches(fits[ood]))

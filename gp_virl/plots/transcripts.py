@@ -74,7 +74,7 @@ def page(transcripts: Sequence[Transcript], title: str = "Transcripts") -> str:
     """The HTML page of `transcripts`, in their order. All their text is escaped."""
     bars = "".join(_menu(name, transcripts) for name in FILTERS)
     cards = "".join(_conversation(one) for one in transcripts)
-    colours = "".join(f".o-{name}{{--c:{colour}}}" for name, colour in OUTCOMES.items())
+    colours = "".join(f"section.o-{name}{{--c:{colour}}}" for name, colour in OUTCOMES.items())
     return (
         "<!doctype html>\n<html lang=en><head><meta charset=utf-8>"
         "<meta name=viewport content='width=device-width,initial-scale=1'>"

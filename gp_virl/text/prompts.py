@@ -54,12 +54,6 @@ class Wording:
     unused_named: int  # and so many unused ones, 1 to 4
 
     def __post_init__(self):
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if type(value) is not field.type:
-                raise ValueError(
-                    f"wording field {field.name!r} is {value!r}, must be {field.type.__name__}"
-                )
         for name, (required, optional) in SLOTS.items():
             self._check_text(name, required, optional)
         for name, top in (("largest", LARGEST), ("foreign_named", 8), ("unused_named", 4)):
@@ -198,6 +192,12 @@ def from_fields(fields: object, where: str) -> Wording:
             f"{where}: unknown fields {unknown}, missing fields {missing}; "
             f"a wording has exactly the fields {', '.join(allowed)}"
         )
+    for field in dataclasses.fields(Wording):
+        if type(fields[field.name]) is not field.type:
+            raise ValueError(
+                f"{where}: wording field {field.name!r} is {fields[field.name]!r}, must be "
+                f"{field.type.__name__}"
+            )
     try:
         return Wording(**fields)
     except ValueError as error:

@@ -112,17 +112,22 @@ def _automaton() -> _Automaton:
         key, value = states[len(rows)]
         row = []
         for symbol in _SYMBOLS:
-            after, action = (key, value), _NOTHING
-            if symbol != "end":
-                next_key, found = _key_after(key, symbol)
-                next_value, action = (("colon",), _RESTART) if found else _value_after(value, symbol)
-                after = (next_key, next_value)
+            after, action = _after(key, value, symbol)
             if after not in states:
                 states.append(after)
             row.append(states.index(after) * _ACTIONS + action)
         rows.append(row)
     done = np.array([value == ("done",) for _, value in states])
     return _Automaton(np.array(rows, np.int32).reshape(-1), done)
+
+
+def _after(key: tuple, value: tuple, symbol: str) -> tuple[tuple, int]:
+    """((key state, value state), action); what lies behind the reply's end changes nothing."""
+    if symbol == "end":
+        return (key, value), _NOTHING
+    key, found = _key_after(key, symbol)
+    value, action = (("colon",), _RESTART) if found else _value_after(value, symbol)
+    return (key, value), action
 
 
 def _key_after(key: tuple[str, int], symbol: str) -> tuple[tuple[str, int], bool]:

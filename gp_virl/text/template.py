@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jaxtyping import Array, Int
+from jaxtyping import Array, Int, Integer
 from transformers import PreTrainedTokenizerBase
 
 from gp_virl.types import Context
@@ -32,7 +32,7 @@ class TemplateError(ValueError):
 class PieceBank:
     """E entries laid end to end; entry e is flat[start[e] : start[e] + length[e]]."""
 
-    flat: Int[Array, "F"]  # token ids, or bytes
+    flat: Integer[Array, "F"]  # token ids, or bytes
     start: Int[Array, "E"]
     length: Int[Array, "E"]
 
@@ -50,7 +50,8 @@ def _at(
     which = jnp.minimum(which, entries.shape[0] - 1)
     source = (start - (ends - length))[which] + position  # position 0 of a piece is its start
     inside = (position >= 0) & (position < total)
-    return jnp.where(inside, bank.flat[jnp.where(inside, source, 0)], 0), total
+    found = bank.flat[jnp.where(inside, source, 0)].astype(jnp.int32)
+    return jnp.where(inside, found, 0), total
 
 
 def compose(bank: PieceBank, entries: Int[Array, "k"], size: int) -> Context:
@@ -111,6 +112,12 @@ def encode(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[in
     return tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else []
 
 
+def chat(contents: Sequence[str]) -> list[dict[str, str]]:
+    """Chat messages with these contents; the user speaks first, then they take turns."""
+    roles = ("user", "assistant")
+    return [{"role": roles[turn % 2], "content": text} for turn, text in enumerate(contents)]
+
+
 def render(
     tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, str]], generation: bool
 ) -> str:
@@ -134,9 +141,7 @@ class ChatGlue:
     def of(cls, tokenizer: PreTrainedTokenizerBase) -> "ChatGlue":
         """Read off the tokenizer's chat template with sentinel contents; TemplateError if odd."""
         marks = ["Sentinelzero", "Sentinelone", "Sentineltwo", "Sentinelthree", "Sentinelfour"]
-        roles = ["user", "assistant"] * 3
-        messages = [{"role": r, "content": m} for r, m in zip(roles, marks, strict=False)]
-        whole = render(tokenizer, messages, True)
+        whole = render(tokenizer, chat(marks), True)
         pattern = "(.*)" + "(.*)".join(marks) + "(.*)"
         found = re.fullmatch(pattern, whole, re.DOTALL)
         if not found:

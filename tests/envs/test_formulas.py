@@ -70,7 +70,7 @@ def test_solvable_hands(rule: cards.FaceRule, target: int) -> None:
 
 
 def test_values_on_the_device_are_exact() -> None:
-    """Every shape and operator, with numbers that divide by zero and that are as large as can be."""
+    """Every shape and operator; some divide by zero, some numbers are as large as can be."""
     texts = []
     for numbers in ((3, 3, 8, 8), (5, 2, 4, 2), (99, 99, 99, 99), (98, 99, 97, 1)):
         texts += oracle._full_texts(list(numbers))

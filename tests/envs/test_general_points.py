@@ -21,12 +21,18 @@ from tests import made_replies, oracle
 
 GOLDEN = Path(__file__).parent.parent / "data" / "gp_replies.jsonl"
 PAPER = Rewards(5.0, -1.0, -2.0, -3.0, -1.5, -1.0)
-SIZE, BATCH, EXAMPLES = 160, 512, 48
+SIZE, BATCH, EXAMPLES = 160, 512, 80
 
 
 def config(**changes) -> EnvConfig:
-    plain = dict(rule="face_ten", target=24, suits="all", require_face=False, max_turns=5)
-    plain |= dict(hands="all", held_out=0.1, seed=0, rewards=PAPER)
+    plain = {
+        "rule": "face_ten",
+        "target": 24,
+        "suits": "all",
+        "require_face": False,
+        "max_turns": 5,
+    }
+    plain |= {"hands": "all", "held_out": 0.1, "seed": 0, "rewards": PAPER}
     return EnvConfig(**(plain | changes))
 
 
@@ -53,7 +59,8 @@ def test_golden_language_cases() -> None:
         [cards.face_rule(case["rule"]).values[cards.SYMBOLS.index(card)] for card in case["cards"]]
         for case in cases
     ]
-    outcomes = judged(rows, lengths, np.array(values), np.array([c["target"] for c in cases])).outcome
+    targets = np.array([case["target"] for case in cases])
+    outcomes = judged(rows, lengths, np.array(values), targets).outcome
     for case, outcome in zip(cases, np.asarray(outcomes), strict=True):
         reward = rewards[outcome]
         assert reward in (case["reward"], *case.get("also_accepted", ())), case
@@ -147,7 +154,8 @@ def test_an_episode_ends_when_solved_or_at_the_last_try() -> None:
 
 def test_rewards_come_from_the_settings() -> None:
     env = GeneralPoints.build(config(rewards=Rewards(1.0, 2.0, 3.0, 4.0, 5.0, 60.0), max_turns=1))
-    for text, reward in (("1+2+4+10", 62.0), ("1+2+4", 63.0), ("1+", 64.0), ("4*(10-2*(1+1)))", 64.0)):
+    wrong = {"1+2+4+10": 62.0, "1+2+4": 63.0, "1+": 64.0, "4*(10-2*(1+1)))": 64.0}
+    for text, reward in wrong.items():
         _, verdict = env.step(hand_of("K", "2", "4", "A"), answer_to(f'"formula": "{text}"'))
         assert float(verdict.reward) == reward
     _, verdict = env.step(hand_of("K", "2", "4", "A"), answer_to('"formula": "10*2+4*1"'))
@@ -158,9 +166,9 @@ def test_rewards_come_from_the_settings() -> None:
     "changes",
     [
         {},
-        dict(rule="face_rank", require_face=True),
-        dict(suits="red", hands="held_out"),
-        dict(suits="black", hands="seen", target=7),
+        {"rule": "face_rank", "require_face": True},
+        {"suits": "red", "hands": "held_out"},
+        {"suits": "black", "hands": "seen", "target": 7},
     ],
 )
 def test_dealt_hands_are_admissible(changes: dict) -> None:
@@ -191,11 +199,11 @@ def test_seen_and_held_out_hands_share_all_between_them() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (dict(rule="face_nine"), "face_nine.*face_ten, face_rank"),
-        (dict(target=999_983), "rule=face_ten, target=999983.*choose a target"),
-        (dict(hands="held_out", held_out=0.0), "hands=held_out, held_out=0.0"),
-        (dict(suits="pink"), "pink.*all, black, red"),
-        (dict(hands="some"), "some.*all, seen, held_out"),
+        ({"rule": "face_nine"}, "face_nine.*face_ten, face_rank"),
+        ({"target": 999_983}, "rule=face_ten, target=999983.*choose a target"),
+        ({"hands": "held_out", "held_out": 0.0}, "hands=held_out, held_out=0.0"),
+        ({"suits": "pink"}, "pink.*all, black, red"),
+        ({"hands": "some"}, "some.*all, seen, held_out"),
     ],
 )
 def test_settings_without_a_game_are_named(changes: dict, message: str) -> None:

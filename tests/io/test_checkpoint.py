@@ -151,3 +151,13 @@ def test_a_leaf_that_is_no_array_is_named(tmp_path: Path) -> None:
     with pytest.raises(checkpoint.CheckpointLeafError, match="'a/b' is int"):
         checkpoint.save(tmp_path, 0, {"a": {"b": 3}})
     assert checkpoint.latest(tmp_path) is None
+
+
+def test_keys_go_where_the_target_says(tmp_path: Path) -> None:
+    checkpoint.save(tmp_path, 0, {"keys": jax.random.split(jax.random.key(3), 4)})
+    mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    keys = jax.device_put(jax.random.split(jax.random.key(0), 4), sharding)
+    back, _ = checkpoint.restore(tmp_path, {"keys": keys})
+    assert back["keys"].sharding.is_equivalent_to(sharding, 1)
+    assert bits(back) == bits({"keys": jax.random.split(jax.random.key(3), 4)})

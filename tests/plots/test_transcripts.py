@@ -105,7 +105,7 @@ def test_menus_offer_what_there_is_and_articles_carry_it() -> None:
 def test_the_page_needs_nothing_from_outside() -> None:
     text = page([transcript(entry())])
     assert "http" not in text and "src=" not in text and "@import" not in text
-    assert all(f".o-{name}{{" in text for name in OUTCOMES)
+    assert all(f"section.o-{name}{{" in text for name in OUTCOMES)
 
 
 def test_an_empty_page_is_a_page() -> None:

@@ -86,6 +86,7 @@ def test_parse_agrees_with_the_oracle(texts: list[bytes]) -> None:
         ('"formula": "()"', None),
         ('"formula": ")1+2("', None),
         ('"formula": "(1+2"', None),
+        ('"formula": "1)+(2"', None),
         ('"formula": "1.5"', None),
         ('"formula": "=3"', None),
         ('"formula": ""', None),
@@ -149,7 +150,8 @@ def test_tokens_become_the_text_they_came_from(make) -> None:
     text = 'fo fo=\u00d7 \u00e9t\u00e9\n"formula": \U0001f914  fo'
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     tokens = jnp.asarray([*ids, tokenizer.eos_token_id, ids[0]])
-    said, length = jax.jit(replies.read, static_argnums=3)(bank, tokens, jnp.int32(len(ids) + 1), 128)
+    read = jax.jit(replies.read, static_argnums=3)
+    said, length = read(bank, tokens, jnp.int32(len(ids) + 1), 128)
     assert bytes(np.asarray(said)[: int(length)]) == text.encode()
     cut, length = replies.read(bank, tokens, jnp.int32(len(ids)), 7)
     assert bytes(np.asarray(cut)) == text.encode()[:7] and int(length) == 7

@@ -1,0 +1,146 @@
+"""A whole study: base, then SFT and RL from it, evaluations along compute, summary and figures.
+
+python -m launch.study --config=configs/gp_l.py:tiny [--seeds=3] [--workdir=DIR] [--config.KEY=VALUE]
+
+What is done already in the work directory is not done again.
+"""
+
+import dataclasses
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import app, flags
+from jaxtyping import PyTree
+
+from gp_virl.config import StudyConfig
+from gp_virl.evals import flops
+from gp_virl.evals.scores import difference_in_errors
+from gp_virl.metrics import JsonlWriter, jsonl_writer
+from gp_virl.plots import figures, results, transcripts
+from launch import branches, dialogues, train_rl, train_sft
+from launch import lab as labs
+from launch.branches import Branch, say
+from launch.lab import Lab
+
+SEEDS = flags.DEFINE_integer("seeds", 1, "how many times the study is repeated", lower_bound=1)
+
+
+def main(study: Callable[[], StudyConfig], place: Callable[[StudyConfig], Path]) -> None:
+    """Run everything that is not done yet."""
+    config, clock = study(), time.perf_counter()
+    workdir = place(config)
+    labs.settle(workdir, config)
+    lab = labs.open_lab(config)
+    writer = jsonl_writer(workdir / "metrics.jsonl", jax.process_index())
+    for seed in range(config.seed, config.seed + SEEDS.value):
+        run_seed(lab, seed, workdir, writer)
+    if jax.process_index() == 0:
+        report(lab, workdir, time.perf_counter() - clock)
+
+
+def run_seed(lab: Lab, seed: int, workdir: Path, writer: JsonlWriter) -> None:
+    """One base and its three branches."""
+    config = lab.config
+
+    def branch(name: str, tokens: int) -> Branch:
+        return Branch(name, seed, workdir / f"seed{seed}" / name, workdir / "data", tokens)
+
+    base = branch("base", 0)
+    fresh = branches.fresh_params(lab, seed)
+    state, seen = train_sft.train(lab, base, config.base, fresh, writer, lambda *_: None)
+    init = state.params
+    evaluate_init(lab, seed, init, seen, workdir, writer)
+    ends: dict[str, PyTree] = {"init": init}
+    for name in ("sft", "sft_matched"):
+        one, run = branch(name, seen), getattr(config, name)
+        evaluate = branches.evaluator(lab, one, writer, run.steps)
+        ends[name] = train_sft.train(lab, one, run, init, writer, evaluate)[0].params
+    one = branch("rl", seen)
+    evaluate = branches.evaluator(lab, one, writer, config.ppo.updates)
+    ends["rl"] = train_rl.train(lab, one, init, writer, evaluate).params
+    dialogues.write(lab, ends, seed, workdir / f"seed{seed}" / "transcripts.jsonl")
+
+
+def evaluate_init(
+    lab: Lab, seed: int, params: PyTree, tokens: int, workdir: Path, writer: JsonlWriter
+) -> None:
+    """The shared first point of all branches, once."""
+    done = results.read_metrics(workdir / "metrics.jsonl")
+    if any(record.branch == "init" and record.seed == seed for record in done):
+        return
+    branch = Branch("init", seed, workdir, workdir / "data", tokens)
+    evaluate = branches.evaluator(lab, branch, writer, last=0)
+    evaluate(params, 0, flops.sft_flops(lab.parameters, tokens, 0))
+
+
+def report(lab: Lab, workdir: Path, seconds: float) -> None:
+    """summary.json, the figures and the page of transcripts."""
+    records = results.read_runs([workdir])
+    findings = list(compare(records, lab.config))
+    labs.write_json(
+        workdir / "summary.json",
+        {
+            "task": lab.config.task,
+            "scale": lab.config.scale,
+            "parameters": lab.parameters,
+            "machine": f"{platform.machine()}, {jax.device_count()} x {jax.devices()[0].device_kind}",
+            "seconds": round(seconds, 1),
+            "findings": findings,
+            "results": [dataclasses.asdict(record) for record in records],
+        },
+    )
+    title = f"{lab.config.task.upper().replace('_', '-')}, {lab.config.scale}"
+    for draw in (figures.fig5, figures.fig6):
+        figure = draw(records, title=title)
+        figure.savefig(workdir / f"{draw.__name__}.png")
+    talks = [
+        one
+        for path in sorted(workdir.glob("seed*/transcripts.jsonl"))
+        for one in transcripts.read_transcripts(path)
+    ]
+    page = transcripts.page(talks, f"Transcripts: {title}")
+    (workdir / "transcripts.html").write_text(page, encoding="utf-8")
+    for finding in findings:
+        say(
+            f"{finding['split']:<8} {finding['branch']:<11} seed {finding['seed']}: "
+            f"{100 * finding['init']:.1f}% -> {100 * finding['value']:.1f}% "
+            f"({finding['standard_errors']:+.1f} standard errors, N = {finding['n']})"
+        )
+    say(f"{workdir}: summary.json, fig5.png, fig6.png, transcripts.html")
+
+
+def compare(records: list[results.Record], config: StudyConfig):
+    """Each branch's end against Init: greedy first tries, in standard errors of the difference."""
+
+    def end(branch: str, split: str, seed: int) -> results.Record | None:
+        found = [
+            r for r in records
+            if (r.branch, r.split, r.seed) == (branch, split, seed)
+            and (r.metric, r.tries, r.decoding) == ("success", 1, "greedy")
+        ]  # fmt: skip
+        return max(found, key=lambda r: r.updates, default=None)
+
+    for seed in sorted({r.seed for r in records}):
+        for split in config.splits:
+            init = end("init", split, seed)
+            for branch in ("sft", "sft_matched", "rl"):
+                last = end(branch, split, seed)
+                if init is None or last is None:
+                    continue
+                found: dict[str, Any] = {"split": split, "branch": branch, "seed": seed}
+                errors = difference_in_errors(init.value, init.n, last.value, last.n)
+                yield found | {
+                    "init": init.value,
+                    "value": last.value,
+                    "n": last.n,
+                    "standard_errors": errors,
+                }
+
+
+if __name__ == "__main__":
+    STUDY, PLACE = labs.define_config(), labs.define_workdir()
+    app.run(lambda _: main(STUDY, PLACE))

@@ -1,0 +1,79 @@
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import PartitionSpec
+
+from gp_virl.sharding import ROLLOUT, TRAINING, constrain, mesh_of, spec
+
+EIGHT_DEVICES = """
+import jax, jax.numpy as jnp, numpy as np
+from flax import nnx
+from gp_virl.model.mllama import abstract, build
+from gp_virl.sharding import ROLLOUT, mesh_of
+from tests.model.models import CONFIG
+
+mesh = mesh_of(data=2, fsdp=2, tensor=2)
+tokens = jax.random.randint(jax.random.key(0), (8, 12), 0, 40)
+places = jnp.broadcast_to(jnp.arange(12), (8, 12))
+graph, whole = build(CONFIG, jax.random.key(1))
+run = jax.jit(lambda p: nnx.merge(graph, p).logits(nnx.merge(graph, p).hidden(tokens, places)))
+want = run(whole)
+for rules in ({}, {"rules": ROLLOUT}):
+    _, params = build(CONFIG, jax.random.key(1), mesh, **rules)
+    shapes = abstract(CONFIG, mesh, **rules)[1]
+    for leaf, shape in zip(jax.tree.leaves(params), jax.tree.leaves(shapes), strict=True):
+        assert leaf.sharding == shape.sharding and leaf.shape == shape.shape
+    kernel = params["language_model"]["groups"]["layers"][0]["self_attn"]["q_proj"]["kernel"][...]
+    cut = 2 if rules else 4  # tensor alone, or fsdp as well; never the layer axis
+    assert kernel.addressable_shards[0].data.size * cut == kernel.size
+    assert kernel.addressable_shards[0].data.shape[0] == kernel.shape[0]
+    with jax.set_mesh(mesh):
+        got = run(params)
+    np.testing.assert_allclose(got, want, atol=1e-4)
+    assert got.sharding.spec[-1] == "tensor"
+print("same")
+"""
+
+
+def test_specs_follow_the_rules():
+    assert spec("layers", "embed", "heads") == PartitionSpec(None, "fsdp", "tensor")
+    assert spec("embed", "mlp", rules=ROLLOUT) == PartitionSpec(None, "tensor")
+    assert spec("batch", None, "vocab") == PartitionSpec(("data", "fsdp"), None, "tensor")
+
+
+def test_activations_lie_alike_under_both_rules():
+    differing = {name for name, _ in TRAINING if dict(TRAINING)[name] != dict(ROLLOUT)[name]}
+    assert differing == {"embed"} and dict(TRAINING).keys() == dict(ROLLOUT).keys()
+
+
+def test_mistakes_are_named():
+    with pytest.raises(KeyError, match="bacth.*batch"):
+        spec("bacth")
+    with pytest.raises(ValueError, match="needs 1024 devices"):
+        mesh_of(data=1024)
+    with pytest.raises(ValueError, match="at least 1"):
+        mesh_of(fsdp=0)
+
+
+def test_constrain_is_nothing_without_a_mesh_and_a_layout_with_one():
+    x = jnp.ones((4, 2))
+    assert constrain(x, "batch", "mlp") is x
+    with jax.set_mesh(mesh_of()):
+        text = jax.jit(lambda x: constrain(x, "batch", "mlp")).lower(x).as_text()
+    assert "sharding" in text
+
+
+def test_a_mesh_of_eight_computes_what_one_device_does():
+    flags = "--xla_force_host_platform_device_count=8"
+    run = subprocess.run(
+        [sys.executable, "-c", EIGHT_DEVICES],
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": os.getcwd()},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.stdout.strip() == "same", run.stderr[-3000:]
