@@ -53,7 +53,7 @@ def study(task: str, scale: str) -> ConfigDict:
     config.rollout = dict(
         lanes=128,
         turns=5,
-        reply_length=40,
+        reply_length=35,
         reply_bytes=256,
         context=256,
         chunk=32,

@@ -17,7 +17,9 @@ class ConfigError(ValueError):
 
 def choice(*allowed: str):
     """A field that must be one of the given values."""
-    return field(metadata={"test": lambda v: v in allowed, "allowed": "one of " + ", ".join(allowed)})
+    return field(
+        metadata={"test": lambda v: v in allowed, "allowed": "one of " + ", ".join(allowed)}
+    )
 
 
 def at_least(low: int | float):

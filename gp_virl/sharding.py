@@ -25,12 +25,13 @@ def mesh_of(data: int = 1, fsdp: int = 1, tensor: int = 1) -> Mesh:
     Raises ValueError when a size is below 1 or there are fewer devices.
     """
     sizes = (data, fsdp, tensor)
+    named = dict(zip(AXES, sizes, strict=True))
     if min(sizes) < 1:
-        raise ValueError(f"mesh sizes {dict(zip(AXES, sizes))}: each must be at least 1")
+        raise ValueError(f"mesh sizes {named}: each must be at least 1")
     needed, devices = int(np.prod(sizes)), jax.devices()
     if needed > len(devices):
         raise ValueError(
-            f"mesh {dict(zip(AXES, sizes))} needs {needed} devices, {len(devices)} are here; "
+            f"mesh {named} needs {needed} devices, {len(devices)} are here; "
             "make the product of the three sizes at most that"
         )
     return jax.make_mesh(

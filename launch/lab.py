@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import os
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import flags
+from absl import app, flags, logging
 from flax import nnx
 from jaxtyping import PyTree
 from ml_collections import ConfigDict, config_flags
@@ -25,7 +26,7 @@ from gp_virl.model import mllama
 from gp_virl.model.config import GROUP, ModelConfig, preset
 from gp_virl.rollout import episodes
 from gp_virl.rollout.sampling import Sampling
-from gp_virl.text import prompts, tokenizer
+from gp_virl.text import prompts, template, tokenizer
 
 DECODINGS = ("greedy", "sampled")
 
@@ -151,6 +152,19 @@ def shown(found: Iterable[Mapping[str, Any]]) -> str:
         if r["metric"].startswith("success") and r["decoding"] == "greedy" and r["tries"] > 1
     ]
     return ", ".join(parts)
+
+
+def run(main: Callable[[], None]) -> None:
+    """Parse the flags and call `main`; a configuration or data error is one message, no traceback."""
+
+    def start(_) -> None:
+        logging.set_verbosity(logging.WARNING)
+        try:
+            main()
+        except (cfg.ConfigError, template.TemplateError) as wrong:
+            sys.exit(f"{type(wrong).__name__}: {wrong}")
+
+    app.run(start)
 
 
 def define_config(default: str = "configs/gp_l.py:tiny") -> Callable[[], cfg.StudyConfig]:

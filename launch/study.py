@@ -8,12 +8,11 @@ What is done already in the work directory is not done again.
 import dataclasses
 import platform
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
-from absl import app, flags
+from absl import flags
 from jaxtyping import PyTree
 
 from gp_virl.config import StudyConfig
@@ -26,17 +25,14 @@ from launch import lab as labs
 from launch.branches import Branch, say
 from launch.lab import Lab
 
-SEEDS = flags.DEFINE_integer("seeds", 1, "how many times the study is repeated", lower_bound=1)
 
-
-def main(study: Callable[[], StudyConfig], place: Callable[[StudyConfig], Path]) -> None:
-    """Run everything that is not done yet."""
-    config, clock = study(), time.perf_counter()
-    workdir = place(config)
+def main(config: StudyConfig, workdir: Path, seeds: int) -> None:
+    """Run everything that is not done yet, `seeds` times over."""
+    clock = time.perf_counter()
     labs.settle(workdir, config)
     lab = labs.open_lab(config)
     writer = jsonl_writer(workdir / "metrics.jsonl", jax.process_index())
-    for seed in range(config.seed, config.seed + SEEDS.value):
+    for seed in range(config.seed, config.seed + seeds):
         run_seed(lab, seed, workdir, writer)
     if jax.process_index() == 0:
         report(lab, workdir, time.perf_counter() - clock)
@@ -143,4 +139,10 @@ def compare(records: list[results.Record], config: StudyConfig):
 
 if __name__ == "__main__":
     STUDY, PLACE = labs.define_config(), labs.define_workdir()
-    app.run(lambda _: main(STUDY, PLACE))
+    SEEDS = flags.DEFINE_integer("seeds", 1, "how often the study is repeated", lower_bound=1)
+
+    def start():
+        config = STUDY()
+        main(config, PLACE(config), SEEDS.value)
+
+    labs.run(start)

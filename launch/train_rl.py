@@ -9,11 +9,12 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-from absl import app, flags
+from absl import flags
 from flax import nnx
 from jaxtyping import PyTree
 from tqdm import tqdm
 
+from gp_virl.config import StudyConfig
 from gp_virl.evals import flops
 from gp_virl.metrics import JsonlWriter, jsonl_writer
 from gp_virl.rollout import episodes
@@ -98,7 +99,9 @@ def train(
         writer.write(about | metrics | seconds | {"trained": trained, "generated_all": generated})
         bar.set_postfix_str(f"reward {metrics['reward']:.2f} solved {metrics['solved']:.2f}")
         if step + 1 in points:
-            compute = flops.rl_flops(lab.parameters, branch.init_tokens, trained, generated / trained)
+            compute = flops.rl_flops(
+                lab.parameters, branch.init_tokens, trained, generated / trained
+            )
             evaluate(state.params, step + 1, compute)
             extra = {"tokens": trained, "generated": generated}
             branches.keep(branch, step + 1, {"train": state, "lanes": lanes}, extra)
@@ -121,18 +124,11 @@ def play_metrics(roll: episodes.Rollout) -> dict[str, float]:
     }
 
 
-INIT = flags.DEFINE_string("init", None, "directory of the checkpoint to start from")
-SEED = flags.DEFINE_integer("branch_seed", 0, "seed of dealing and sampling")
-
-
-def main(study: Callable, place: Callable) -> None:
+def main(config: StudyConfig, workdir: Path, init: str, seed: int) -> None:
     """Train one RL branch and evaluate it along the way."""
-    config = study()
-    workdir = place(config)
     lab = labs.open_lab(config)
-    params, about = branches.load_params(lab, Path(INIT.value))
-    seen = about.get("tokens_seen", 0)
-    branch = Branch("rl", SEED.value, workdir / "rl", workdir / "data", seen)
+    params, about = branches.load_params(lab, Path(init))
+    branch = Branch("rl", seed, workdir / "rl", workdir / "data", about["tokens_seen"])
     writer = jsonl_writer(workdir / "metrics.jsonl", jax.process_index())
     evaluate = branches.evaluator(lab, branch, writer, config.ppo.updates)
     train(lab, branch, params, writer, evaluate)
@@ -140,5 +136,12 @@ def main(study: Callable, place: Callable) -> None:
 
 if __name__ == "__main__":
     STUDY, PLACE = labs.define_config(), labs.define_workdir()
+    INIT = flags.DEFINE_string("init", None, "directory of the checkpoint to start from")
+    SEED = flags.DEFINE_integer("branch_seed", 0, "seed of dealing and sampling")
     flags.mark_flag_as_required("init")
-    app.run(lambda _: main(STUDY, PLACE))
+
+    def start():
+        config = STUDY()
+        main(config, PLACE(config), INIT.value, SEED.value)
+
+    labs.run(start)

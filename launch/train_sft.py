@@ -7,14 +7,13 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-from absl import app, flags
+from absl import flags
 from jaxtyping import PyTree
 from tqdm import tqdm
 
-from gp_virl.config import SftConfig
+from gp_virl.config import SftConfig, StudyConfig
 from gp_virl.evals import flops
 from gp_virl.metrics import JsonlWriter, jsonl_writer
-from gp_virl.model import mllama
 from gp_virl.train import sft
 from gp_virl.train.state import TrainState, create, optimizer
 from launch import branches
@@ -71,26 +70,27 @@ def train(
     return state, tokens
 
 
-INIT = flags.DEFINE_string("init", None, "directory of the checkpoint to start from")
-RUN = flags.DEFINE_enum("run", "sft", ["base", "sft", "sft_matched"], "section of the config")
-SEED = flags.DEFINE_integer("branch_seed", 0, "seed of the data order and of the parameters")
-
-
-def main(study: Callable, place: Callable) -> None:
-    """Train one SFT run and evaluate it along the way."""
-    config = study()
-    workdir, lab = place(config), labs.open_lab(config)
-    params, seen = branches.fresh_params(lab, SEED.value), 0
-    if INIT.value:
-        params, about = branches.load_params(lab, Path(INIT.value))
-        seen = about.get("tokens_seen", 0)
-    branch = Branch(RUN.value, SEED.value, workdir / RUN.value, workdir / "data", seen)
+def main(config: StudyConfig, workdir: Path, name: str, init: str | None, seed: int) -> None:
+    """Train the run of that name and evaluate it along the way."""
+    lab = labs.open_lab(config)
+    params, seen = branches.fresh_params(lab, seed), 0
+    if init:
+        params, about = branches.load_params(lab, Path(init))
+        seen = about["tokens_seen"]
+    branch = Branch(name, seed, workdir / name, workdir / "data", seen)
     writer = jsonl_writer(workdir / "metrics.jsonl", jax.process_index())
-    run = getattr(config, RUN.value)
-    evaluate = branches.evaluator(lab, branch, writer, run.steps)
-    train(lab, branch, run, params, writer, evaluate)
+    run = getattr(config, name)
+    train(lab, branch, run, params, writer, branches.evaluator(lab, branch, writer, run.steps))
 
 
 if __name__ == "__main__":
     STUDY, PLACE = labs.define_config(), labs.define_workdir()
-    app.run(lambda _: main(STUDY, PLACE))
+    INIT = flags.DEFINE_string("init", None, "directory of the checkpoint to start from")
+    RUN = flags.DEFINE_enum("run", "sft", ["base", "sft", "sft_matched"], "section of the config")
+    SEED = flags.DEFINE_integer("branch_seed", 0, "seed of the data order and the parameters")
+
+    def start():
+        config = STUDY()
+        main(config, PLACE(config), RUN.value, INIT.value, SEED.value)
+
+    labs.run(start)

@@ -1,4 +1,4 @@
-"""Dialogues to training batches: tokenized once in bulk, then shuffled, packed and batched by grain.
+"""Dialogues to training batches: tokenized in bulk, then shuffled, packed and batched by grain.
 
 A row holds several conversations side by side, told apart by `segments`; `positions` start again
 at 0 in each. `replied` marks the tokens of each conversation's last reply, its end token included:

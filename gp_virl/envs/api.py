@@ -7,7 +7,7 @@ program plays every split; all that changes during an episode is in its state, a
 from typing import Protocol, TypeVar, runtime_checkable
 
 from jax import Array
-from jaxtyping import Bool, Int, Key
+from jaxtyping import Int, Key
 
 from gp_virl.types import Answer, Context, Verdict
 
@@ -42,21 +42,17 @@ class Task(Protocol[S]):
         """A new episode's state; it has an integer field `turn`, the replies so far."""
         ...
 
-    def observe(self, state: S, past: Context, ended: Bool[Array, ""]) -> Context:
+    def observe(self, state: S, past: Context) -> Context:
         """The whole context wanted at the next reply.
 
-        `past` is the conversation with the last reply at its end, read only if it goes on;
-        `ended` says whether that reply wrote its end token.
+        `past` is the conversation with the last reply at its end, read only if it goes on.
         """
         ...
 
-    def judge(
-        self, state: S, tokens: Int[Array, "T"], length: Int[Array, ""]
-    ) -> tuple[S, Verdict]:
+    def judge(self, state: S, tokens: Int[Array, "T"], length: Int[Array, ""]) -> tuple[S, Verdict]:
         """The state after a reply of `length` tokens, and its verdict."""
         ...
 
     def answer_start(self, tokens: Int[Array, "T"], length: Int[Array, ""]) -> Int[Array, ""]:
         """How many of the reply's tokens end before its answer field."""
         ...
-

@@ -164,7 +164,7 @@ class CardDialogue(CardTexts):
         texts = CardTexts(wording, rule, target)
         glue, pieces = ChatGlue.of(tokenizer), Pieces(tokenizer)
         asked, feedbacks = _compile(texts, glue, pieces)
-        template.prove("cards", pieces, _cases(texts, pieces, asked, feedbacks))
+        template.prove("the card game", pieces, _cases(texts, pieces, asked, feedbacks))
         one = template.lay_out([asked], PLACES)
         compiled = CardPieces(
             bank=pieces.bank(),

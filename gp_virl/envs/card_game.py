@@ -6,7 +6,7 @@ all.
 
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Bool, Int, Key
+from jaxtyping import Array, Int, Key
 from transformers import PreTrainedTokenizerBase
 
 from gp_virl.config import EnvConfig
@@ -66,17 +66,18 @@ class CardGame:
         """A new hand."""
         return self.env.reset(key)
 
-    def observe(self, state: State, past: Context, ended: Bool[Array, ""]) -> Context:
+    def observe(self, state: State, past: Context) -> Context:
         """The whole context wanted: the prompt of a new hand, else `past` and the feedback.
 
-        `past` ends with the last reply; `ended` says that this reply wrote its end token.
+        `past` ends with the last reply, whose tokens stay as they were sampled; the feedback
+        starts with the end token if that reply was cut before it.
         """
         prompt = template.compose(
             self.pieces.bank, self.pieces.prompt(state.ranks), past.tokens.shape[0]
         )
-        fault = state.fault
+        fault, ended = state.fault, past.tokens[past.length - 1] == self.eot
         entries = self.pieces.feedback(
-            fault.outcome, _together(fault.foreign), _together(fault.unused), fault.value, ended
+            fault.outcome, fault.foreign, fault.unused, fault.value, ended
         )
         later = template.append(past, self.pieces.bank, entries)
         fresh = state.turn == 0
@@ -103,8 +104,3 @@ class CardGame:
         ends = jnp.cumsum(jnp.where(kept, self.spelling.length[tokens], 0))
         before = (kept & (ends <= place)).sum()
         return jnp.where(place < 0, length, before).astype(jnp.int32)
-
-
-def _together(numbers: Int[Array, "n"]) -> Int[Array, "n"]:
-    """The numbers that are not -1, in order, then -1."""
-    return numbers[jnp.argsort(numbers < 0, stable=True)]

@@ -29,11 +29,11 @@ def records(
         for tries in dict.fromkeys((1, turns)):
             hits = solved[members, :tries].any(axis=1)
             yield from _record(common, f"success{suffix}", tries, hits.sum(), hits.size)
-    for turn in range(turns):
-        played = outcome[:, turn] != NOT_PLAYED
-        for index, name in enumerate(names):
-            hits = (outcome[:, turn] == index).sum()
-            yield from _record(common, f"outcome_{name}", turn + 1, hits, played.sum())
+        for turn in range(turns):
+            tried = outcome[members, turn]
+            for index, name in enumerate(names):
+                hits, played = (tried == index).sum(), (tried != NOT_PLAYED).sum()
+                yield from _record(common, f"outcome_{name}{suffix}", turn + 1, hits, played)
 
 
 def _record(common: Mapping[str, Any], metric: str, tries: int, hits, n) -> list[dict[str, Any]]:

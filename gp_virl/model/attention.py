@@ -9,9 +9,7 @@ BLOCK = 64  # queries per causal block: XLA's CPU backend skips the keys after e
 
 # One stretch of keys and values and which of them each query sees. The mask may have
 # one row for all queries.
-Stretch = tuple[
-    Float[Array, "B Kh s d"], Float[Array, "B Kh s d"], Bool[Array, "#B #q s"]
-]
+Stretch = tuple[Float[Array, "B Kh _ d"], Float[Array, "B Kh _ d"], Bool[Array, "#B #q _"]]
 
 
 def attend(q: Float[Array, "B H q d"], stretches: tuple[Stretch, ...]) -> Float[Array, "B H q d"]:
@@ -37,10 +35,8 @@ def attend(q: Float[Array, "B H q d"], stretches: tuple[Stretch, ...]) -> Float[
     weights = [jnp.exp(score - top) for score in scores]
     total = sum(weight.sum(-1, keepdims=True) for weight in weights)
     out = sum(
-        jnp.einsum(
-            "bkgs,bksd->bkgd", weight.astype(v.dtype), v, preferred_element_type=jnp.float32
-        )
-        for weight, (_, v, _) in zip(weights, stretches)
+        jnp.einsum("bkgs,bksd->bkgd", weight.astype(v.dtype), v, preferred_element_type=jnp.float32)
+        for weight, (_, v, _) in zip(weights, stretches, strict=True)
     )
     return (out / total).astype(q.dtype).reshape(batch, heads, queries, width)
 

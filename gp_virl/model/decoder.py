@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from gp_virl.model.attention import attend, attend_causal
 from gp_virl.model.cache import KeyValues
-from gp_virl.model.config import DTYPES, GROUP, SELF_LAYERS, ModelConfig
+from gp_virl.model.config import DTYPES, GROUP, ModelConfig
 from gp_virl.model.layers import MLP, Linear, RMSNorm, rotary_angles, rotate
 from gp_virl.sharding import constrain
 
@@ -80,8 +80,8 @@ class SelfAttention(Attention):
         if memory:
             length = x.shape[1]
             own = jnp.tril(jnp.ones((1, length, length), bool))
-            masks = [m.visible for m in around.memory]
-            stretches = tuple((*kv, mask) for kv, mask in zip(memory, masks))
+            pairs = zip(memory, around.memory, strict=True)
+            stretches = tuple((*kv, whole.visible) for kv, whole in pairs)
             heads = attend(q, (*stretches, (k, v, own)))
         else:
             heads = attend_causal(self.config.attention_form, q, k, v, around.together)
@@ -182,8 +182,7 @@ class Group(nnx.Module):
             x, kv = recomputed(layer, *inputs) if self.remat else layer(*inputs)
             kept.append(kv)
             j += 1
-        assert j == SELF_LAYERS
-        return x, tuple(jnp.stack(part) for part in zip(*kept))
+        return x, tuple(jnp.stack(part) for part in zip(*kept, strict=True))
 
 
 def stack(count: int, make: Any, rngs: nnx.Rngs) -> nnx.Module:

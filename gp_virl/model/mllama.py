@@ -1,5 +1,7 @@
 """Llama-3.2-Vision's text side with its output head and a value head, and how to build it."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -88,7 +90,7 @@ def _held(cache: LaneCache) -> Memory:
 
 def abstract(
     config: ModelConfig, mesh: Mesh | None = None, rules: tuple = TRAINING
-) -> tuple[nnx.GraphDef, nnx.State]:
+) -> tuple[nnx.GraphDef[Any], nnx.State]:
     """(graph, params) without memory: ShapeDtypeStructs, with shardings where a mesh is given."""
 
     def make():
@@ -102,7 +104,7 @@ def abstract(
 
 def build(
     config: ModelConfig, key: Key[Array, ""], mesh: Mesh | None = None, rules: tuple = TRAINING
-) -> tuple[nnx.GraphDef, nnx.State]:
+) -> tuple[nnx.GraphDef[Any], nnx.State]:
     """(graph, params) initialised from `key`, laid out on `mesh` if one is given.
 
     Kernels are normal with variance 1/inputs, norms one, gates and biases zero.

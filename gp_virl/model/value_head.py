@@ -1,4 +1,4 @@
-"""The value head: an MLP on the decoder's hidden state (paper section 4; SPEC of RL4VLM)."""
+"""The value head: an MLP on the decoder's last hidden state (after RL4VLM, arXiv 2405.10292)."""
 
 import itertools
 

@@ -56,7 +56,7 @@ def start(
     state = jax.vmap(lambda e: task.reset(jax.random.fold_in(key, e)))(episode)
     lanes = episode.shape[0]
     blank = Context(jnp.zeros((lanes, size), jnp.int32), jnp.zeros(lanes, jnp.int32))
-    context = jax.vmap(task.observe)(state, blank, jnp.zeros(lanes, bool))
+    context = jax.vmap(task.observe)(state, blank)
     return Lanes(state, context, empty(model.config, lanes, size), episode)
 
 
@@ -106,7 +106,7 @@ def play_turn(
     episode = jnp.where(over, lanes.episode + count, lanes.episode)
     fresh = jax.vmap(lambda e: task.reset(jax.random.fold_in(deal, e)))(episode)
     state = _chosen(over, fresh, state)
-    context = jax.vmap(task.observe)(state, past, reply.ended)
+    context = jax.vmap(task.observe)(state, past)
     context = _chosen(active, context, lanes.context)
     return Lanes(_chosen(active, state, lanes.state), context, cache, episode), record
 
@@ -133,9 +133,7 @@ def rollout(
     active = jnp.ones(lanes.episode.shape, bool)
 
     def step(lanes, _):
-        return play_turn(
-            model, task, lanes, deal, draw, sampling, reply_length, chunk, active
-        )
+        return play_turn(model, task, lanes, deal, draw, sampling, reply_length, chunk, active)
 
     lanes, roll = jax.lax.scan(step, lanes, length=turns)
     last, cache = generate.prefill(model, lanes.cache, lanes.context, chunk, active)

@@ -43,15 +43,19 @@ def common_prefix(cache: LaneCache, context: Context) -> Int[Array, "B"]:
     return jnp.where(differs.any(-1), jnp.argmax(differs, axis=-1), cache.size).astype(jnp.int32)
 
 
+def kept_prefix(cache: LaneCache, context: Context) -> Int[Array, "B"]:
+    """Leading tokens that need not be run; the last one always is, for its hidden state."""
+    return jnp.clip(common_prefix(cache, context), 0, jnp.maximum(context.length - 1, 0))
+
+
 def prefill(
     model: Mllama, cache: LaneCache, context: Context, chunk: int, active: Bool[Array, "B"]
 ) -> tuple[Float[Array, "B D"], LaneCache]:
     """Hidden state at the context's last token of every active lane, and the caches that hold it.
 
     Lanes advance together, `chunk` tokens at a time, until the one with most to read is done.
-    The last token is always run again, for its hidden state.
     """
-    start = jnp.minimum(common_prefix(cache, context), context.length - 1)
+    start = kept_prefix(cache, context)
     cache = cache.replace(length=jnp.where(active, start, cache.length))
     lanes = jnp.arange(context.tokens.shape[0])
 
@@ -135,16 +139,15 @@ def turn(
 
     A lane keeps the keys and values of the longest common prefix of what it holds and its
     context, and runs the rest. Afterwards it holds context and reply except the reply's last
-    token, whose keys and values were never needed. A lane's context and reply must fit its room
-    (ValueError where the context is longer than the room, as shapes say).
+    token, whose keys and values were never needed. What doesn't fit the lane's room is said, but
+    not held. Raises ValueError when context and cache differ in room.
     """
     if context.tokens.shape[1] != cache.size:
         raise ValueError(
             f"context has {context.tokens.shape[1]} columns, the cache room for {cache.size} "
             "tokens: make both the same"
         )
-    held = common_prefix(cache, context)
-    prefilled = context.length - jnp.minimum(held, context.length - 1)
+    prefilled = context.length - kept_prefix(cache, context)
     last, cache = prefill(model, cache, context, chunk, active)
     speech = decode(model, cache, last, keys, sampling, stops, size, active, forbidden)
     reply = Reply(

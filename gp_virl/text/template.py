@@ -109,7 +109,15 @@ def bank_of(pieces: Sequence[Sequence[int]], dtype: type = np.int32) -> PieceBan
 
 def encode(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
     """Token ids of each text, special tokens read where they are written and none added."""
-    return tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else []
+    if not texts:
+        return []
+    return tokenizer(
+        texts,
+        add_special_tokens=False,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+        verbose=False,
+    )["input_ids"]
 
 
 def chat(contents: Sequence[str]) -> list[dict[str, str]]:
@@ -314,7 +322,7 @@ def prove(wording: str, pieces: Pieces, cases: Sequence[Case]) -> None:
     missing = set(range(len(pieces.texts))) - {part for case in cases for part in case.parts}
     if missing:
         texts = [pieces.texts[entry] for entry in sorted(missing)][:5]
-        raise TemplateError(f"wording {wording!r}: the proof doesn't reach the pieces {texts}")
+        raise TemplateError(f"wording of {wording}: the proof doesn't reach the pieces {texts}")
 
 
 def _check(
@@ -332,7 +340,7 @@ def _check(
             text = part if isinstance(part, str) else pieces.texts[part]
             show = pieces.tokenizer.convert_ids_to_tokens
             raise TemplateError(
-                f"wording {wording!r}, {case.what}, at {text!r}: alone it is the tokens "
+                f"wording of {wording}, {case.what}, at {text!r}: alone it is the tokens "
                 f"{show(piece)}, but inside the whole string {case.text!r} the tokens are "
                 f"{show(whole[max(at - 1, 0) : at + len(piece) + 1])} there; put a blank before "
                 "the slot, and punctuation or the end of the text after it"
@@ -340,6 +348,6 @@ def _check(
         at += len(piece)
     if at != len(whole):
         raise TemplateError(
-            f"wording {wording!r}, {case.what}: the pieces end {len(whole) - at} tokens before "
+            f"wording of {wording}, {case.what}: the pieces end {len(whole) - at} tokens before "
             f"the whole string {case.text!r}"
         )

@@ -26,8 +26,8 @@ SPECIAL = (
     "<|eom_id|>",
     "<|python_tag|>",
     "<|finetune_right_pad_id|>",
-    "<|image|>",
 )
+IMAGE = "<|image|>"  # the last entry, as in Llama 3.2 Vision: the output head has no row for it
 CHAT_TEMPLATE = (
     "{{ bos_token }}"
     "{% for message in messages %}"
@@ -63,6 +63,13 @@ def load(name_or_path: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def head_rows(tokenizer: PreTrainedTokenizerBase) -> int:
+    """How many ids a model can say: all but the image token, if that is the last one."""
+    ids = tokenizer.get_vocab()
+    rows = max(ids.values()) + 1
+    return rows - 1 if ids.get(IMAGE) == rows - 1 else rows
+
+
 def tiny() -> PreTrainedTokenizerFast:
     """The project's own tokenizer, at most 512 entries; the same one every time."""
     core = Tokenizer(models.BPE())
@@ -74,13 +81,14 @@ def tiny() -> PreTrainedTokenizerFast:
     )
     core.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=TINY_VOCABULARY,
+        vocab_size=TINY_VOCABULARY - 1,
         min_frequency=2,
         special_tokens=list(SPECIAL),
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
     core.train_from_iterator(_texts(), trainer)
+    core.add_special_tokens([IMAGE])
     begin = SPECIAL[0]
     core.post_processor = processors.TemplateProcessing(
         single=f"{begin} $A",

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx, struct
-from jaxtyping import Array, Bool, Float, Int, Key, PyTree
+from jaxtyping import Array, Float, Int, Key, PyTree
 
 from gp_virl.config import PpoConfig
 from gp_virl.rollout.episodes import Rollout
@@ -61,7 +61,9 @@ def reply_logp(
 ) -> tuple[Float[Array, "N S"], Float[Array, "N S"], Float[Array, "N K"]]:
     """Log-probability and entropy at reply tokens (0 elsewhere), and the value of each turn."""
     hidden = model.hidden(rows.tokens, rows.positions, rows.segments)
-    logp, entropy = token_logp(hidden[:, :-1], model.lm_head.kernel[...], rows.tokens[:, 1:], temperature)
+    logp, entropy = token_logp(
+        hidden[:, :-1], model.lm_head.kernel[...], rows.tokens[:, 1:], temperature
+    )
     replied = rows.slot[:, 1:] >= 0
 
     def placed(x):

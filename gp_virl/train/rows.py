@@ -41,9 +41,7 @@ class Places:
     count: Int[Array, ""]  # rows used
 
 
-def first_fit(
-    length: Int[Array, "M"], turns: Int[Array, "M"], size: int, slots: int
-) -> Places:
+def first_fit(length: Int[Array, "M"], turns: Int[Array, "M"], size: int, slots: int) -> Places:
     """Place items of `length` tokens and `turns` turns into rows, each in the first with room.
 
     Items of length 0 are not placed. M rows always suffice, as an item fits an empty row.
@@ -90,15 +88,16 @@ def pack(
     total = turns * lanes
     blank = jnp.zeros((total, size), jnp.int32)
     column = jnp.arange(size)
-    at = (places.row[:, None], jnp.where(column < length[:, None], places.offset[:, None] + column, size))
+    at = (
+        places.row[:, None],
+        jnp.where(column < length[:, None], places.offset[:, None] + column, size),
+    )
     at = jnp.broadcast_arrays(*at)
     at = tuple(at)
     flat = roll.tokens.reshape(total, size)
     tokens = blank.at[at].set(flat, mode="drop")
     positions = blank.at[at].set(jnp.broadcast_to(column, flat.shape), mode="drop")
-    segments = blank.at[at].set(
-        jnp.broadcast_to(places.segment[:, None], flat.shape), mode="drop"
-    )
+    segments = blank.at[at].set(jnp.broadcast_to(places.segment[:, None], flat.shape), mode="drop")
 
     step = jnp.arange(roll.logp.shape[-1])
     replied = step < roll.reply.reshape(-1, 1)
@@ -109,8 +108,10 @@ def pack(
     spread = jnp.broadcast_to(slot[:, None], replied.shape)
 
     def per_turn(values, fill):
-        return jnp.full((total, slots), fill, values.dtype).at[row, slot].set(
-            values.reshape(-1), mode="drop"
+        return (
+            jnp.full((total, slots), fill, values.dtype)
+            .at[row, slot]
+            .set(values.reshape(-1), mode="drop")
         )
 
     return Rows(

@@ -3,7 +3,7 @@
 import functools
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 
 from gp_virl.model.config import ModelConfig
 from gp_virl.model.mllama import build
@@ -23,8 +23,9 @@ CONFIG = ModelConfig(
 @functools.cache
 def two_groups():
     """(graph, params); norms and gates are perturbed, since ones and zeros would hide mistakes."""
-    graph, params = build(CONFIG, jax.random.key(0))
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    moved = [x + 0.2 * jax.random.normal(key, x.shape) for x, key in zip(leaves, keys)]
-    return graph, jax.tree.unflatten(tree, [jnp.asarray(x) for x in moved])
+    with jax.ensure_compile_time_eval():  # kept as numbers also when first called inside a jit
+        graph, params = build(CONFIG, jax.random.key(0))
+        leaves, tree = jax.tree.flatten(params)
+        draw = np.random.default_rng(1)
+        moved = [x + 0.1 * draw.normal(size=x.shape).astype(np.float32) for x in leaves]
+        return graph, jax.tree.unflatten(tree, moved)

@@ -1,4 +1,4 @@
-"""The decoder written plainly in numpy, one token and one head at a time, after HF's Mllama code."""
+"""The decoder in plain numpy, one token and one head at a time, after HF's Mllama code."""
 
 import math
 
@@ -10,9 +10,7 @@ from gp_virl.model.config import ModelConfig
 
 def tree_of(params) -> dict:
     """Nested plain dicts of numpy arrays."""
-    return {
-        path: np.asarray(leaf[...], np.float64) for path, leaf in nnx.to_flat_state(params)
-    }
+    return {path: np.asarray(leaf[...], np.float64) for path, leaf in nnx.to_flat_state(params)}
 
 
 def frequencies(config: ModelConfig) -> np.ndarray:
@@ -73,9 +71,8 @@ def hidden(config, params, tokens, positions, segments, states=None, looks=None)
     for index in range(config.num_hidden_layers):
         group, slot = divmod(index, 5)
 
-        def weight(*name):
-            path = ("language_model", "groups", "layers", slot, *name)
-            return tree[path][group]
+        def weight(*name, group=group, slot=slot):
+            return tree["language_model", "groups", "layers", slot, *name][group]
 
         def split(x):
             return x.reshape(len(x), -1, config.head_dim)

@@ -8,8 +8,9 @@ from tests.model import plain
 
 
 def qkv(queries, keys, seed=0):
-    names = zip(jax.random.split(jax.random.key(seed), 3), ((4, queries), (2, keys), (2, keys)))
-    return [jax.random.normal(key, (2, heads, n, 8)) for key, (heads, n) in names]
+    names = jax.random.split(jax.random.key(seed), 3)
+    shapes = [(2, 4, queries, 8), (2, 2, keys, 8), (2, 2, keys, 8)]
+    return [jax.random.normal(key, shape) for key, shape in zip(names, shapes, strict=True)]
 
 
 def oracle(q, k, v, visible):
@@ -25,7 +26,9 @@ def test_stretches_are_attended_as_one():
     visible = np.array(jax.random.bernoulli(jax.random.key(9), 0.5, (2, 3, 10)))
     visible[:, :, 0] = True
     parts = [(0, 4), (4, 5), (5, 10)]
-    stretches = tuple((k[:, :, a:b], v[:, :, a:b], jnp.asarray(visible[:, :, a:b])) for a, b in parts)
+    stretches = tuple(
+        (k[:, :, a:b], v[:, :, a:b], jnp.asarray(visible[:, :, a:b])) for a, b in parts
+    )
     np.testing.assert_allclose(attend(q, stretches), oracle(q, k, v, visible), atol=1e-5)
 
 

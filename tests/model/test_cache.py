@@ -25,7 +25,7 @@ def test_append_writes_behind_each_lane_and_nowhere_else():
         cache, new, jnp.asarray(count, jnp.int32)
     )
     want = {name: np.array(getattr(cache, name)) for name in ("tokens", "k", "v")}
-    for b, (start, n) in enumerate(zip(length, count)):
+    for b, (start, n) in enumerate(zip(length, count, strict=True)):
         for c in range(n):
             if start + c < 8:
                 want["tokens"][b, start + c] = new.tokens[b, c]

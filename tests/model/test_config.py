@@ -35,7 +35,7 @@ def test_11b_is_llama_3_2_vision():
     config = preset("11b")
     assert config.num_hidden_layers == 40
     assert config.cross_attention_layers == (3, 8, 13, 18, 23, 28, 33, 38)
-    # transformers' MllamaForCausalLM with the default MllamaTextConfig.
+    # Decoder with its 32 self- and 8 cross-attention layers, embedding table and output head.
     text = parameters(config, "language_model") + parameters(config, "lm_head")
     assert text == 9_775_192_080
 

@@ -14,15 +14,24 @@ def row_tokens(seed=0):
     return jax.random.randint(jax.random.key(seed), (3, 16), 0, CONFIG.vocab_size)
 
 
+@jax.jit
 def uncached(tokens):
-    graph, params = two_groups()
     places = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-    return nnx.merge(graph, params).hidden(tokens, places)
+    return nnx.merge(*two_groups()).hidden(tokens, places)
+
+
+@jax.jit
+def extend_jitted(tokens, count, cache):
+    return nnx.merge(*two_groups()).extend(tokens, count, cache)
 
 
 def extend(tokens, count, cache):
-    graph, params = two_groups()
-    return nnx.merge(graph, params).extend(tokens, jnp.asarray(count, jnp.int32), cache)
+    return extend_jitted(tokens, jnp.asarray(count, jnp.int32), cache)
+
+
+@jax.jit
+def step(token, column, cache, reply):
+    return nnx.merge(*two_groups()).step(token, column, cache, reply)
 
 
 def test_ragged_chunks_equal_the_uncached_forward():
@@ -32,7 +41,7 @@ def test_ragged_chunks_equal_the_uncached_forward():
         starts = cache.length.tolist()
         chunk = jnp.stack([jnp.roll(tokens[b], -start)[:5] for b, start in enumerate(starts)])
         hidden, cache = extend(chunk, counts, cache)
-        for b, (start, count) in enumerate(zip(starts, counts)):
+        for b, (start, count) in enumerate(zip(starts, counts, strict=True)):
             got = hidden[b, :count]
             np.testing.assert_allclose(got, want[b, start : start + count], atol=1e-5)
     assert cache.length.tolist() == [14, 5, 12]
@@ -51,13 +60,11 @@ def test_a_chunk_that_reaches_over_the_buffer_corrupts_nothing():
 
 def test_reply_steps_equal_the_uncached_forward_and_merge():
     tokens, want = row_tokens(), uncached(row_tokens())
-    graph, params = two_groups()
-    model = nnx.merge(graph, params)
     _, cache = extend(tokens[:, :9], LENGTHS, empty(CONFIG, 3, 16))
     reply = empty_reply(CONFIG, 3, 6)
     said = jnp.stack([tokens[b, n : n + 6] for b, n in enumerate(LENGTHS)])
     for column in range(5):
-        hidden, reply = model.step(said[:, column], jnp.int32(column), cache, reply)
+        hidden, reply = step(said[:, column], jnp.int32(column), cache, reply)
         for b, n in enumerate(LENGTHS):
             np.testing.assert_allclose(hidden[b], want[b, n + column], atol=1e-5)
     merged = cache.append(said, reply.k, reply.v, jnp.array([5, 3, 5]))
@@ -70,7 +77,7 @@ def test_reply_steps_equal_the_uncached_forward_and_merge():
 def test_heads_are_float32_and_image_rows_have_no_logit():
     graph, params = two_groups()
     model = nnx.merge(graph, params)
-    hidden = uncached(row_tokens()).astype(jnp.bfloat16)
+    hidden = jax.random.normal(jax.random.key(0), (3, 16, CONFIG.hidden_size)).astype(jnp.bfloat16)
     logits, value = model.logits(hidden), model.value(hidden)
     assert logits.shape == (3, 16, CONFIG.vocab_size) and logits.dtype == jnp.float32
     assert value.shape == (3, 16) and value.dtype == jnp.float32
@@ -79,9 +86,12 @@ def test_heads_are_float32_and_image_rows_have_no_logit():
 
 
 def test_a_build_is_decided_by_its_key():
-    (_, one), (_, same), (_, other) = (build(CONFIG, jax.random.key(seed)) for seed in (3, 3, 4))
-    kernels = [p["language_model"]["groups"]["layers"][0]["mlp"]["up_proj"]["kernel"][...]
-               for p in (one, same, other)]
+    make = jax.jit(lambda key: build(CONFIG, key)[1])
+    one, same, other = (make(jax.random.key(seed)) for seed in (3, 3, 4))
+    kernels = [
+        params["language_model"]["groups"]["layers"][0]["mlp"]["up_proj"]["kernel"][...]
+        for params in (one, same, other)
+    ]
     np.testing.assert_array_equal(kernels[0], kernels[1])
     assert abs(kernels[0] - kernels[2]).max() > 0.01
     assert abs(kernels[0][0] - kernels[0][1]).max() > 0.01  # groups differ from each other

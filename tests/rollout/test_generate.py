@@ -16,15 +16,20 @@ LANES, ROOM, T, CHUNK = 4, 64, 9, 5
 STOPS = jnp.array([0, 1, 2, 3], jnp.int32)  # a tenth of the vocabulary: replies of many lengths
 EVERYONE = jnp.ones(LANES, bool)
 KEYS = jax.random.split(jax.random.key(11), LANES)
+WARM = Sampling.of(0.8)
+
+
+TRACES = []
 
 
 @jax.jit
 def play(params, cache, context, keys, sampling, active):
+    TRACES.append(active.shape)
     model = nnx.merge(two_groups()[0], params)
     return turn(model, cache, context, keys, sampling, STOPS, T, CHUNK, active)
 
 
-def taken(cache, context, keys=KEYS, sampling=Sampling.of(0.8), active=EVERYONE):
+def taken(cache, context, keys=KEYS, sampling=WARM, active=EVERYONE):
     return play(two_groups()[1], cache, context, keys, sampling, active)
 
 
@@ -63,7 +68,7 @@ def check_against_training_forward(context, reply, temperature):
         logits, value = _forward()(two_groups()[1], whole.tokens[b])
         logp = jax.nn.log_softmax(logits / temperature)
         want = [logp[start - 1 + i, reply.tokens[b, i]] for i in range(n)]
-        np.testing.assert_allclose(reply.logp[b, :n], want, atol=1e-5)
+        np.testing.assert_allclose(reply.logp[b, :n], want, rtol=1e-5, atol=1e-5)
         np.testing.assert_allclose(reply.value[b], value[start - 1], atol=1e-5)
         said = np.asarray(reply.tokens[b, :n])
         assert not np.isin(said[:-1], STOPS).any()
@@ -102,9 +107,7 @@ def test_a_new_prompt_in_a_used_lane_keeps_only_what_is_common():
     other = prompts((9, 5, 7, 2), seed=1)
     tokens = other.tokens.at[0, :4].set(context.tokens[0, :4]).at[2].set(context.tokens[2])
     other = other.replace(tokens=tokens)
-    np.testing.assert_array_equal(
-        common_prefix(cache, other)[jnp.array([0, 1, 3])], [4, 0, 0]
-    )
+    np.testing.assert_array_equal(common_prefix(cache, other)[jnp.array([0, 1, 3])], [4, 0, 0])
     again, _ = taken(cache, other)
     # Lane 2 asks the same again: its last token alone is run, for the hidden state.
     np.testing.assert_array_equal(again.prefilled, [5, 5, 1, 2])
@@ -169,9 +172,9 @@ def test_forbidden_tokens_are_not_said():
         model = nnx.merge(two_groups()[0], params)
         cache = empty(CONFIG, LANES, ROOM)
         sampling = Sampling.of(1.0)
-        return turn(
-            model, cache, prompts(), KEYS, sampling, STOPS, T, CHUNK, EVERYONE, forbidden
-        )[0]
+        return turn(model, cache, prompts(), KEYS, sampling, STOPS, T, CHUNK, EVERYONE, forbidden)[
+            0
+        ]
 
     reply = run(two_groups()[1])
     assert (reply.tokens >= 20).all() and (reply.length == T).all() and not reply.ended.any()
@@ -189,10 +192,9 @@ def test_a_full_lane_keeps_its_earlier_entries():
 
 def test_one_compilation_serves_every_turn_and_setting():
     cache = empty(CONFIG, LANES, ROOM)
-    before = play._cache_size()
     for sampling in (Sampling.of(1.0), Sampling.of(0.3, 0.9), Sampling.of(greedy=True)):
         reply, cache = taken(cache, prompts(), sampling=sampling)
-    assert play._cache_size() - before <= 1
+    assert len(TRACES) == len(set(TRACES))
 
 
 def test_context_and_cache_must_have_the_same_room():

@@ -12,8 +12,9 @@ LLAMA_SPLIT = (
 )
 # As Llama 3.2's: it trims contents, and opens with a system message of its own that has a date.
 LLAMA_TEMPLATE = """\
-{{- bos_token }}{%- if not date_string is defined %}{%- set date_string = strftime_now("%d %b %Y") %}
-{%- endif %}{{- "<|start_header_id|>system<|end_header_id|>\n\n" }}
+{{- bos_token }}{%- if not date_string is defined %}
+{%- set date_string = strftime_now("%d %b %Y") %}{%- endif %}
+{{- "<|start_header_id|>system<|end_header_id|>\n\n" }}
 {{- "Cutting Knowledge Date: December 2023\n" }}{{- "Today Date: " + date_string + "\n\n" }}
 {{- "<|eot_id|>" }}{%- for message in messages %}
 {{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' + message['content'] | trim }}

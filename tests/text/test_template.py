@@ -166,7 +166,7 @@ def test_the_proof_accepts_what_is_true() -> None:
 
 def test_the_proof_finds_pieces_that_merge() -> None:
     pieces, atoms = compiled("Not 1{n}.")  # "10" is one token, "1" and "0" are two
-    with pytest.raises(TemplateError, match=r"wording 'mine', n, at .*alone it is.*put a blank"):
+    with pytest.raises(TemplateError, match=r"wording of mine, n, at .*alone it is.*put a blank"):
         template.prove("mine", pieces, cases(pieces, atoms, "Not 1{n}."))
 
 

@@ -37,7 +37,10 @@ def test_never_holds_all_logits():
     def logp(hidden, head):
         return token_logp(hidden, head, jnp.zeros(64, int), chunk=128)[0].sum()
 
-    shapes = jax.ShapeDtypeStruct((64, 16), jnp.float32), jax.ShapeDtypeStruct((16, 4096), jnp.float32)
+    shapes = (
+        jax.ShapeDtypeStruct((64, 16), jnp.float32),
+        jax.ShapeDtypeStruct((16, 4096), jnp.float32),
+    )
     text = str(jax.make_jaxpr(jax.grad(logp))(*shapes))
     assert "f32[64,128]" in text
     assert "64,4096]" not in text

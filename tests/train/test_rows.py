@@ -16,7 +16,9 @@ def made_up_rollout(seed: int, turns: int = 7, lanes: int = 5, size: int = 64, r
         name: np.zeros((turns, lanes), np.int32)
         for name in ("prompt", "reply", "answer", "outcome", "episode", "turn", "prefilled")
     }
-    roll |= {name: rng.normal(size=(turns, lanes)).astype(np.float32) for name in ("value", "reward")}
+    roll |= {
+        name: rng.normal(size=(turns, lanes)).astype(np.float32) for name in ("value", "reward")
+    }
     roll["terminated"] = rng.random((turns, lanes)) < 0.4
     roll["truncated"] = ~roll["terminated"] & (rng.random((turns, lanes)) < 0.2)
     roll["played"] = np.ones((turns, lanes), bool)
