@@ -35,7 +35,7 @@ class Branch:
 
 
 def points(steps: int, count: int) -> set[int]:
-    """The steps after which a branch is evaluated and kept: `count` even ones, the last included."""
+    """The steps after which a branch is evaluated and kept: `count` of them, the last included."""
     return {round(steps * (i + 1) / count) for i in range(count)} - {0}
 
 

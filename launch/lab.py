@@ -155,7 +155,7 @@ def shown(found: Iterable[Mapping[str, Any]]) -> str:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Parse the flags and call `main`; a configuration or data error is one message, no traceback."""
+    """Parse the flags and call `main`; a wrong configuration is one message, no traceback."""
 
     def start(_) -> None:
         logging.set_verbosity(logging.WARNING)

@@ -1,11 +1,12 @@
 """A whole study: base, then SFT and RL from it, evaluations along compute, summary and figures.
 
-python -m launch.study --config=configs/gp_l.py:tiny [--seeds=3] [--workdir=DIR] [--config.KEY=VALUE]
+python -m launch.study --config=configs/gp_l.py:tiny [--seeds=3] [--workdir=DIR]
 
 What is done already in the work directory is not done again.
 """
 
 import dataclasses
+import os
 import platform
 import time
 from pathlib import Path
@@ -83,7 +84,8 @@ def report(lab: Lab, workdir: Path, seconds: float) -> None:
             "task": lab.config.task,
             "scale": lab.config.scale,
             "parameters": lab.parameters,
-            "machine": f"{platform.machine()}, {jax.device_count()} x {jax.devices()[0].device_kind}",
+            "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}, "
+            f"{os.cpu_count()} processors, {platform.machine()}",
             "seconds": round(seconds, 1),
             "findings": findings,
             "results": [dataclasses.asdict(record) for record in records],

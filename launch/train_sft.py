@@ -27,7 +27,7 @@ LOG_EVERY = 20
 def train(
     lab: Lab, branch: Branch, run: SftConfig, init: PyTree, writer: JsonlWriter, evaluate: Callable
 ) -> tuple[TrainState, int]:
-    """The trained state and the tokens it was trained on, those of `branch.init_tokens` not counted.
+    """The trained state and the tokens of this run, those before it not counted.
 
     `evaluate(params, updates, compute)` is called at each of eval.points. A run that was
     interrupted goes on from its last checkpoint, with the next batch.

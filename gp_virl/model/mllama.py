@@ -90,7 +90,7 @@ def _held(cache: LaneCache) -> Memory:
 
 def abstract(
     config: ModelConfig, mesh: Mesh | None = None, rules: tuple = TRAINING
-) -> tuple[nnx.GraphDef[Any], nnx.State]:
+) -> tuple[Any, nnx.State]:
     """(graph, params) without memory: ShapeDtypeStructs, with shardings where a mesh is given."""
 
     def make():
@@ -104,7 +104,7 @@ def abstract(
 
 def build(
     config: ModelConfig, key: Key[Array, ""], mesh: Mesh | None = None, rules: tuple = TRAINING
-) -> tuple[nnx.GraphDef[Any], nnx.State]:
+) -> tuple[Any, nnx.State]:
     """(graph, params) initialised from `key`, laid out on `mesh` if one is given.
 
     Kernels are normal with variance 1/inputs, norms one, gates and biases zero.
