@@ -279,8 +279,3 @@ def _joint_problems(study: StudyConfig):
             )
     if study.data.ood_share and "rule" not in study.ood:
         yield "config.data.ood_share: given > 0, allowed only with config.ood.rule"
-    if study.eval.hands % study.eval.lanes or study.eval.curve_hands % study.eval.lanes:
-        yield (
-            f"config.eval.lanes: given {study.eval.lanes}, allowed: a common divisor of hands "
-            f"{study.eval.hands} and curve_hands {study.eval.curve_hands}"
-        )

@@ -99,9 +99,10 @@ def train(
         writer.write(about | metrics | seconds | {"trained": trained, "generated_all": generated})
         bar.set_postfix_str(f"reward {metrics['reward']:.2f} solved {metrics['solved']:.2f}")
         if step + 1 in points:
-            compute = flops.rl_flops(
-                lab.parameters, branch.init_tokens, trained, generated / trained
-            )
+            lam = generated / trained
+            if config.eval.lam == "paper":
+                lam = flops.PAPER_LAMBDA["general_points"]
+            compute = flops.rl_flops(lab.parameters, branch.init_tokens, trained, lam)
             evaluate(state.params, step + 1, compute)
             extra = {"tokens": trained, "generated": generated}
             branches.keep(branch, step + 1, {"train": state, "lanes": lanes}, extra)

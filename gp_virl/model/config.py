@@ -87,7 +87,7 @@ class ModelConfig:
 
 
 PRESETS = {
-    # 0.26M parameters in use without images; trains from scratch on two CPU cores.
+    # 0.25M parameters in use without images; trains from scratch on two CPU cores.
     "tiny": ModelConfig(
         vocab_size=512,
         hidden_size=64,
@@ -98,7 +98,7 @@ PRESETS = {
         intermediate_size=176,
         value_widths=(64, 32),
     ),
-    # 43M, from scratch on one GPU.
+    # 45M, from scratch on one GPU.
     "small": ModelConfig(
         vocab_size=512,
         hidden_size=512,

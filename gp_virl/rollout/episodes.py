@@ -157,7 +157,7 @@ def outcomes(
 ) -> tuple[Int[Array, "hands K"], PyTree]:
     """Outcome of every try at episodes 0 .. hands-1 (-1: no such try), and their first states.
 
-    `hands` is a multiple of `lanes`; each lane plays hands / lanes episodes and then waits.
+    Lane b plays episodes b, b + lanes, b + 2 lanes, ... and then waits for the others.
     """
     states = jax.vmap(lambda e: task.reset(jax.random.fold_in(deal, e)))(jnp.arange(hands))
     seats = start(model, task, deal, jnp.arange(lanes), size)

@@ -1,0 +1,45 @@
+"""Success of one checkpoint on every split:
+python -m launch.evaluate --config=configs/gp_l.py:tiny --checkpoint=runs/gp_l_tiny/seed0/rl
+[--hands=2048] [--json=FILE]"""
+
+from pathlib import Path
+
+import jax
+from absl import flags
+
+from gp_virl.config import StudyConfig
+from launch import branches
+from launch import lab as labs
+
+LINE = "{:<9} {:<17} {:>5} {:<8} {:>8} {:>14} {:>6}"
+
+
+def main(config: StudyConfig, checkpoint: Path, hands: int | None, file: str | None) -> None:
+    """Print a table of success rates; all records go to `file`."""
+    lab = labs.open_lab(config)
+    params, about = branches.load_params(lab, checkpoint)
+    common = {"branch": about["branch"], "seed": config.seed, "updates": about["step"]}
+    splits = [*config.splits, "held_out"]
+    found = labs.evaluate(lab, params, hands or config.eval.hands, common, splits)
+    if jax.process_index():
+        return
+    print(LINE.format("split", "metric", "tries", "decoding", "success", "95% interval", "N"))
+    for record in found:
+        if record["metric"].startswith("success"):
+            place = [record[name] for name in ("split", "metric", "tries", "decoding")]
+            rate = f"{100 * record['value']:.1f}%"
+            interval = f"{100 * record['low']:.1f} to {100 * record['high']:.1f}"
+            print(LINE.format(*place, rate, interval, record["n"]))
+    if file:
+        labs.write_json(Path(file), found)
+
+
+if __name__ == "__main__":
+    STUDY = labs.define_config()
+    CHECKPOINT = flags.DEFINE_string(
+        "checkpoint", None, "directory of checkpoints; the last is used"
+    )
+    HANDS = flags.DEFINE_integer("hands", None, "per split")
+    FILE = flags.DEFINE_string("json", None, "where all records are written")
+    flags.mark_flag_as_required("checkpoint")
+    labs.run(lambda: main(STUDY(), Path(CHECKPOINT.value), HANDS.value, FILE.value))
