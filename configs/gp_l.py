@@ -14,5 +14,14 @@ def get_config(arg: str = "tiny") -> ConfigDict:
         config.base.update(steps=700, learning_rate=3e-3)
         config.sft.update(steps=400, learning_rate=1e-3)
         config.sft_matched.update(steps=200, learning_rate=3e-4)
-        config.ppo.update(updates=60)
+        config.ppo.update(
+            updates=60,
+            epochs=2,
+            learning_rate=3e-4,
+            value_warmup=3,
+            clip=0.2,
+            value_clip=0.2,
+            thought_coef=1.0,
+            reward_scale=0.2,
+        )
     return config.lock()

@@ -10,6 +10,8 @@ import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from ml_collections import ConfigDict
+
 
 class ConfigError(ValueError):
     """One or more configuration fields are wrong; the message lists them all."""
@@ -207,7 +209,7 @@ class StudyConfig:
         return splits
 
 
-def build(config: Mapping) -> StudyConfig:
+def build(config: Mapping | ConfigDict) -> StudyConfig:
     """Return the checked study; raises `ConfigError` listing every wrong field."""
     problems: list[str] = []
     study = _build(StudyConfig, config, "config", problems)
@@ -223,7 +225,7 @@ def _build(kind, given, path: str, problems: list[str]):
         problems.append(f"{path}: given {given!r}, allowed: a section with {_names(kind)}")
         return None
     fields = {f.name: f for f in dataclasses.fields(kind)}
-    types = typing.get_type_hints(kind)
+    types, before = typing.get_type_hints(kind), len(problems)
     for key in given:
         if key not in fields:
             near = difflib.get_close_matches(key, fields, 1)
@@ -237,7 +239,7 @@ def _build(kind, given, path: str, problems: list[str]):
             values[name] = _build(types[name], given[name], f"{path}.{name}", problems)
         else:
             values[name] = _checked(given[name], spec, types[name], f"{path}.{name}", problems)
-    return kind(**values) if len(values) == len(fields) else None
+    return kind(**values) if len(problems) == before else None
 
 
 def _checked(value, spec, kind, path: str, problems: list[str]):

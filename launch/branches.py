@@ -13,7 +13,7 @@ from tqdm import tqdm
 from gp_virl.config import SftConfig
 from gp_virl.data import gp_sft, pipeline
 from gp_virl.io import checkpoint
-from gp_virl.metrics import JsonlWriter
+from gp_virl.metrics import RunWriter
 from gp_virl.model import mllama
 from launch.lab import DECODINGS, Lab, evaluate, shown
 
@@ -45,7 +45,7 @@ def keep(branch: Branch, step: int, tree: dict[str, PyTree], about: dict[str, An
 
 
 def resumed(
-    branch: Branch, tree: dict[str, PyTree], about: dict[str, Any], writer: JsonlWriter
+    branch: Branch, tree: dict[str, PyTree], about: dict[str, Any], writer: RunWriter
 ) -> tuple[dict[str, PyTree], dict[str, Any]]:
     """The branch's last checkpoint and its metadata, or `tree` and `about` at step 0.
 
@@ -119,7 +119,7 @@ def batches(lab: Lab, branch: Branch, run: SftConfig):
     )
 
 
-def evaluator(lab: Lab, branch: Branch, writer: JsonlWriter, last: int) -> Callable:
+def evaluator(lab: Lab, branch: Branch, writer: RunWriter, last: int) -> Callable:
     """evaluate(params, updates, compute): curve points on few hands, step `last` on all."""
 
     def run(params: PyTree, updates: int, compute: float) -> None:

@@ -22,6 +22,7 @@ from gp_virl import config as cfg
 from gp_virl.envs import cards
 from gp_virl.envs.card_game import CardGame
 from gp_virl.evals.evaluate import records
+from gp_virl.metrics import SHOWS, MetricsError, RunWriter, run_writer
 from gp_virl.model import mllama
 from gp_virl.model.config import GROUP, ModelConfig, preset
 from gp_virl.rollout import episodes
@@ -161,10 +162,21 @@ def run(main: Callable[[], None]) -> None:
         logging.set_verbosity(logging.WARNING)
         try:
             main()
-        except (cfg.ConfigError, template.TemplateError) as wrong:
+        except (cfg.ConfigError, template.TemplateError, MetricsError) as wrong:
             sys.exit(f"{type(wrong).__name__}: {wrong}")
 
     app.run(start)
+
+
+def define_shows() -> Callable[[], tuple[str, ...]]:
+    """Define --shows; the returned function gives the names once flags are parsed."""
+    holder = flags.DEFINE_list("shows", [], f"where metrics go as well: {', '.join(SHOWS)}")
+    return lambda: tuple(holder.value)
+
+
+def open_writer(workdir: Path, shows: tuple[str, ...]) -> RunWriter:
+    """The writer of workdir/metrics.jsonl and of `shows`."""
+    return run_writer(workdir, shows, jax.process_index())
 
 
 def define_config(default: str = "configs/gp_l.py:tiny") -> Callable[[], cfg.StudyConfig]:

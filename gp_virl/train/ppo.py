@@ -144,8 +144,9 @@ def update(
     rows = pack(roll, normalised(advantage), target, config.thought_coef, slots)
     size = config.microbatch
     rows = jax.tree.map(lambda a: _padded(a, size), rows)
+    compared = config.kl_coef > 0 or config.kl_logged
     init_logp = jnp.zeros(rows.tokens.shape)
-    if config.kl_coef > 0 or config.kl_logged:
+    if compared:
         init_logp = _reference(graph, init_params, rows, temperature, size)
 
     def minibatch(state, parts):
@@ -160,6 +161,8 @@ def update(
     orders, firsts, lasts = _minibatches(key, rows, config)
     state, (sums, norms) = jax.lax.scan(minibatch, state, (orders, firsts, lasts))
     metrics = {name: getattr(sums, name).mean() for name in Sums.__dataclass_fields__}
+    if not compared:
+        del metrics["kl_init"]
     metrics["gap"] = sums.gap[0]  # before any update of the policy that sampled
     explained = 1 - jnp.var(target - roll.value) / jnp.maximum(jnp.var(target), 1e-8)
     metrics |= {"grad_norm": norms.mean(), "explained_variance": explained}
