@@ -31,7 +31,7 @@ format: $(VENV)/.installed_test
 	$(BIN)/ruff format .
 
 bench: $(VENV)/.installed
-	$(CPU_ENV) $(BIN)/python -m launch.bench $(ARGS)
+	$(CPU_ENV) $(BIN)/python -m launch.bench --config=configs/$(TASK).py:$(SCALE) $(ARGS)
 
 clean:
 	rm -rf build *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -27,6 +27,7 @@ class Lanes:
     context: Context  # wanted at the next reply
     cache: LaneCache
     episode: Int[Array, "B"]  # number of the episode being played
+    next: Int[Array, ""]  # number of the episode that the next free lane takes
 
 
 @struct.dataclass
@@ -57,7 +58,8 @@ def start(
     lanes = episode.shape[0]
     blank = Context(jnp.zeros((lanes, size), jnp.int32), jnp.zeros(lanes, jnp.int32))
     context = jax.vmap(task.observe)(state, blank)
-    return Lanes(state, context, empty(model.config, lanes, size), episode)
+    cache = empty(model.config, lanes, size)
+    return Lanes(state, context, cache, episode, next=episode.max() + 1)
 
 
 def play_turn(
@@ -75,7 +77,6 @@ def play_turn(
 
     `deal` is the key of the episodes, `draw` that of the sampled tokens.
     """
-    count = lanes.episode.shape[0]
     turn = lanes.state.turn
     keys = jax.vmap(lambda e, t: jax.random.fold_in(jax.random.fold_in(draw, e), t))(
         lanes.episode, turn
@@ -103,12 +104,13 @@ def play_turn(
         prefilled=reply.prefilled,
     )
     over = record.terminated | record.truncated
-    episode = jnp.where(over, lanes.episode + count, lanes.episode)
+    episode = jnp.where(over, lanes.next + jnp.cumsum(over) - 1, lanes.episode)
     fresh = jax.vmap(lambda e: task.reset(jax.random.fold_in(deal, e)))(episode)
     state = _chosen(over, fresh, state)
     context = jax.vmap(task.observe)(state, past)
     context = _chosen(active, context, lanes.context)
-    return Lanes(_chosen(active, state, lanes.state), context, cache, episode), record
+    state = _chosen(active, state, lanes.state)
+    return Lanes(state, context, cache, episode, lanes.next + over.sum()), record
 
 
 def rollout(
@@ -157,7 +159,7 @@ def outcomes(
 ) -> tuple[Int[Array, "hands K"], PyTree]:
     """Outcome of every try at episodes 0 .. hands-1 (-1: no such try), and their first states.
 
-    Lane b plays episodes b, b + lanes, b + 2 lanes, ... and then waits for the others.
+    A lane that has ended an episode takes the next one that nobody has played.
     """
     states = jax.vmap(lambda e: task.reset(jax.random.fold_in(deal, e)))(jnp.arange(hands))
     seats = start(model, task, deal, jnp.arange(lanes), size)

@@ -13,6 +13,7 @@ from gp_virl.envs import cards
 from gp_virl.envs.api import Task
 from gp_virl.envs.card_dialogue import CardTexts
 from gp_virl.envs.card_game import CardGame
+from gp_virl.envs.formulas import solve
 from gp_virl.envs.general_points import OUTCOMES, new_state
 from gp_virl.text.prompts import BRIEF, FULL
 from gp_virl.text.replies import byte_bank
@@ -110,6 +111,10 @@ def test_episodes_against_the_chat_template_and_the_slow_verifier(name: str) -> 
             whole = np.asarray(context.tokens[lane, : context.length[lane]]).tolist()
             assert whole == spliced(tokenizer, asked[lane], replies[lane])
         new = [made_up(draw, hand) for hand in values]
+        for lane, hand in enumerate(ranks):
+            known = solve(texts.rule, CONFIG.target).solutions(np.array(hand))
+            if known and draw.random() < 0.2:
+                new[lane] = f'"formula": "{draw.choice(known)}"'
         tokens, length = said(tokenizer, new, [draw.random() < 0.7 for _ in new])
         past = with_replies(context, tokens, length)
         state, verdict = judge(game, state, tokens, length)
