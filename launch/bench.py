@@ -139,7 +139,8 @@ def fine_tuning(lab: Lab, params: PyTree, repeats: int) -> Iterator[Row | Compil
     run = lab.config.base
     talks = pipeline.tokenized(dialogues(lab, lab.config.data.suboptimal), lab.tokenizer)
     shape = {"length": run.length, "batch_size": run.batch_size}
-    batch = sft.Batch(**next(iter(pipeline.batches(talks, **shape, seed=0))))
+    rows = next(iter(pipeline.batches(talks, **shape, seed=0)))
+    batch = sft.Batch(**branches.on_mesh(lab, rows))
     rule = optimizer(run, run.steps)
     update = jax.jit(
         functools.partial(sft.update, lab.graph, rule, run.microbatch), donate_argnums=0
@@ -234,6 +235,15 @@ def _rows(pieces: Sequence[Sequence[int]], width: int, dtype: type) -> tuple[jax
     return jnp.asarray(rows), jnp.asarray([min(len(piece), width) for piece in pieces])
 
 
+def measured(lab: Lab, params: PyTree, repeats: int) -> Iterator[Row | Compiled]:
+    """Everything, one after the other."""
+    yield from deals(lab, repeats)
+    yield from verdicts(lab, repeats)
+    yield from fine_tuning(lab, params, repeats)
+    yield from policy(lab, params, repeats)
+    yield from evaluation(lab, params, repeats)
+
+
 def main(config: StudyConfig, repeats: int, file: str | None, checkpoint: str | None) -> None:
     """Print the table as it is measured, then the seconds of compilation; write both to `file`."""
     jax.config.update("jax_enable_compilation_cache", False)
@@ -247,14 +257,8 @@ def main(config: StudyConfig, repeats: int, file: str | None, checkpoint: str | 
     print(", ".join(f"{name} {value}" for name, value in machine.items()))
     print(HEAD)
     rows, programs = [], {}
-    for part in (
-        deals(lab, repeats),
-        verdicts(lab, repeats),
-        fine_tuning(lab, params, repeats),
-        policy(lab, params, repeats),
-        evaluation(lab, params, repeats),
-    ):
-        for found in part:
+    with jax.set_mesh(lab.mesh):
+        for found in measured(lab, params, repeats):
             if isinstance(found, Compiled):
                 programs[found.name] = round(found.seconds, 2)
             else:

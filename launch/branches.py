@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
+from jax.sharding import NamedSharding
 from jaxtyping import PyTree
 from tqdm import tqdm
 
@@ -15,6 +17,7 @@ from gp_virl.data import gp_sft, pipeline
 from gp_virl.io import checkpoint
 from gp_virl.metrics import RunWriter
 from gp_virl.model import mllama
+from gp_virl.sharding import spec
 from launch.lab import DECODINGS, Lab, evaluate, shown
 
 
@@ -61,14 +64,14 @@ def resumed(
 
 def load_params(lab: Lab, place: Path) -> tuple[PyTree, dict[str, Any]]:
     """Parameters of the last checkpoint in a directory, and its metadata."""
-    shapes = mllama.abstract(lab.model)[1]
+    shapes = mllama.abstract(lab.model, lab.mesh)[1]
     tree, about = checkpoint.restore(place, {"train": {"params": shapes}}, partial=True)
     return tree["train"]["params"], about
 
 
 def fresh_params(lab: Lab, seed: int) -> PyTree:
     """Random parameters."""
-    return mllama.build(lab.model, jax.random.key(seed))[1]
+    return mllama.build(lab.model, jax.random.key(seed), lab.mesh)[1]
 
 
 def dataset(lab: Lab, branch: Branch) -> gp_sft.GpSft:
@@ -117,6 +120,12 @@ def batches(lab: Lab, branch: Branch, run: SftConfig):
             count=jax.process_count(),
         )
     )
+
+
+def on_mesh(lab: Lab, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+    """A batch with its rows spread over the mesh; each process gives its own rows."""
+    rows = NamedSharding(lab.mesh, spec("batch", None))
+    return {k: jax.make_array_from_process_local_data(rows, x) for k, x in batch.items()}
 
 
 def evaluator(lab: Lab, branch: Branch, writer: RunWriter, last: int) -> Callable:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags, logging
 from flax import nnx
+from jax.sharding import Mesh
 from jaxtyping import PyTree
 from ml_collections import ConfigDict, config_flags
 from transformers import PreTrainedTokenizerBase
@@ -27,6 +28,7 @@ from gp_virl.model import mllama
 from gp_virl.model.config import GROUP, ModelConfig, preset
 from gp_virl.rollout import episodes
 from gp_virl.rollout.sampling import Sampling
+from gp_virl.sharding import mesh_of
 from gp_virl.text import prompts, template, tokenizer
 
 DECODINGS = ("greedy", "sampled")
@@ -43,6 +45,7 @@ class Lab:
     graph: nnx.GraphDef
     games: dict[str, CardGame]
     parameters: int  # that a text token meets, for the compute axis
+    mesh: Mesh  # enter it with jax.set_mesh before anything is traced
     play: Callable  # jitted episodes.outcomes: (params, game, deal, draw, sampling, hands)
 
 
@@ -72,9 +75,11 @@ def open_lab(config: cfg.StudyConfig) -> Lab:
         dtype=choice.dtype,
         remat=choice.remat,
     )
+    fsdp, tensor = config.mesh.fsdp, config.mesh.tensor
+    mesh = mesh_of(config.mesh.data or max(1, jax.device_count() // (fsdp * tensor)), fsdp, tensor)
     graph, shapes = mllama.abstract(model)
     play = jax.jit(functools.partial(_play, graph, config), static_argnames="hands")
-    return Lab(config, tokens, words, model, graph, games, text_parameters(shapes), play)
+    return Lab(config, tokens, words, model, graph, games, text_parameters(shapes), mesh, play)
 
 
 def text_parameters(shapes: PyTree) -> int:

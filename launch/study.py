@@ -33,8 +33,9 @@ def main(config: StudyConfig, workdir: Path, seeds: int = 1, shows: tuple[str, .
     labs.settle(workdir, config)
     lab = labs.open_lab(config)
     writer = labs.open_writer(workdir, shows)
-    for seed in range(config.seed, config.seed + seeds):
-        run_seed(lab, seed, workdir, writer)
+    with jax.set_mesh(lab.mesh):
+        for seed in range(config.seed, config.seed + seeds):
+            run_seed(lab, seed, workdir, writer)
     if jax.process_index() == 0:
         report(lab, workdir, time.perf_counter() - clock)
 

@@ -138,7 +138,8 @@ def main(
     branch = Branch("rl", seed, workdir / "rl", workdir / "data", about["tokens_seen"])
     writer = labs.open_writer(workdir, shows)
     evaluate = branches.evaluator(lab, branch, writer, config.ppo.updates)
-    train(lab, branch, params, writer, evaluate)
+    with jax.set_mesh(lab.mesh):
+        train(lab, branch, params, writer, evaluate)
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ def train(
     )  # fmt: skip
     waiting = []
     for step in bar:
-        state, metrics = update(state, sft.Batch(**next(batches)))
+        state, metrics = update(state, sft.Batch(**branches.on_mesh(lab, next(batches))))
         waiting.append(metrics)
         if (step + 1) % LOG_EVERY == 0 or step + 1 in points:
             block = jax.tree.map(lambda *x: jnp.stack(x), *waiting)
@@ -87,7 +87,9 @@ def main(
     branch = Branch(name, seed, workdir / name, workdir / "data", seen)
     writer = labs.open_writer(workdir, shows)
     run = getattr(config, name)
-    train(lab, branch, run, params, writer, branches.evaluator(lab, branch, writer, run.steps))
+    evaluate = branches.evaluator(lab, branch, writer, run.steps)
+    with jax.set_mesh(lab.mesh):
+        train(lab, branch, run, params, writer, evaluate)
 
 
 if __name__ == "__main__":

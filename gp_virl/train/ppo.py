@@ -18,15 +18,15 @@ HEAD = "value_head"  # the parameters' top-level key that value warm-up trains a
 
 @struct.dataclass
 class Sums:
-    """Sums over the live turns (or reply tokens) of some rows."""
+    """Sums over the live turns (or reply tokens) of some rows, or of each of several minibatches."""
 
-    policy: Float[Array, ""]
-    value: Float[Array, ""]
-    entropy: Float[Array, ""]  # of reply tokens, nats
-    kl_init: Float[Array, ""]  # of reply tokens, estimator k3 against the initial policy
-    kl_old: Float[Array, ""]  # of actions, estimator k3 against the sampling policy
-    clipped: Float[Array, ""]  # actions whose ratio left the clip range
-    gap: Float[Array, ""]  # largest |log p - log p when sampled| of a reply token
+    policy: Float[Array, "*m"]
+    value: Float[Array, "*m"]
+    entropy: Float[Array, "*m"]  # of reply tokens, nats
+    kl_init: Float[Array, "*m"]  # of reply tokens, estimator k3 against the initial policy
+    kl_old: Float[Array, "*m"]  # of actions, estimator k3 against the sampling policy
+    clipped: Float[Array, "*m"]  # actions whose ratio left the clip range
+    gap: Float[Array, "*m"]  # largest |log p - log p when sampled| of a reply token
 
 
 def policy_loss(

@@ -51,4 +51,4 @@ def apply_gradients(
     """The next state and the gradients' global norm before clipping."""
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    return TrainState(params, opt_state, state.step + 1), optax.global_norm(grads)
+    return TrainState(params, opt_state, state.step + 1), optax.tree.norm(grads)

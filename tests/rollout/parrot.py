@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from gp_virl.model.config import ModelConfig
 from gp_virl.model.mllama import Mllama
 
-SHARPNESS = 9.0  # logit of the prepared token above all others: about one in 15 is another one
+SHARPNESS = 10.0  # logit of the prepared token above all others: about one in 45 is another one
 
 
 class Parrot(Mllama):

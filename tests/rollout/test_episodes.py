@@ -1,5 +1,6 @@
 """Episodes against a plain reading of their tokens: contexts, verdicts, resets, independence."""
 
+import dataclasses
 import functools
 from types import SimpleNamespace
 
@@ -70,9 +71,16 @@ def game() -> CardGame:
 @once
 def parrot() -> Parrot:
     """Solutions of the hands, wrong formulas, nonsense, and a reply that is cut."""
-    table = solve(TEXTS.rule, ENV.target)
-    texts = [formula for hand in HANDS for formula in table.solutions(hand)[:3]]
-    texts += ["1+2+3+4", "6*6-6-6", "8/(3-8/3)", "13*2-1*4", "10-2-4", "1+1+2+3+4", "(1", "7/0*1-1"]
+    table, texts = solve(TEXTS.rule, ENV.target), ["8/(3-8/3)", "1+1+2+3+4", "(1", "10-2-4"]
+    for hand in HANDS:
+        a, b, c, d = (TEXTS.rule.values[rank] for rank in hand)
+        texts += [
+            *table.solutions(hand)[:2],
+            f"{a}+{b}-{c}+{d}",
+            f"({a}-{b})/({c}-{c})",
+            f"{a}*{d}",
+        ]
+        texts += [f"{d}-{c}-{b}-{a}", f"{a}/{b}+{c}*{d}"]
     replies = [f'"formula": "{formula}=24"' for formula in texts] + ["no", "", "Q" * T]
     scripts = np.zeros((len(replies), T + 1), np.int32)
     for row, ids in enumerate(encode(TOKENIZER, replies)):
@@ -123,58 +131,66 @@ def scored(kind: str, how, hands: int, lanes: int):
 def records(kind: str, greedy: bool = False, lanes: int = 6, turns: int = 7):
     """(lanes after it, rollout, next values)."""
     after, roll, following = played(kind, began(kind, lanes), GREEDY if greedy else WARM, turns)
-    return after, on_host(roll), np.asarray(following)
+    return after, SimpleNamespace(**on_host(roll)), np.asarray(following)
 
 
-def on_host(roll) -> SimpleNamespace:
+def on_host(roll) -> dict[str, np.ndarray]:
     """The rollout's fields as NumPy arrays."""
-    return SimpleNamespace(**{name: np.asarray(x) for name, x in vars(roll).items()})
+    return {name: np.asarray(x) for name, x in vars(roll).items()}
 
 
-def hand_of(episode: int) -> list[int]:
-    return np.asarray(game().reset(jax.random.fold_in(DEAL, episode)).ranks).tolist()
+@dataclasses.dataclass
+class Talk:
+    """A conversation as it should be: the user's texts and the replies' tokens so far."""
 
+    episode: int
 
-def spelled(tokens) -> bytes:
-    return TOKENIZER.decode(tokens, skip_special_tokens=True).encode()[:BYTES]
+    def __post_init__(self):
+        hand = np.asarray(game().reset(jax.random.fold_in(DEAL, self.episode)).ranks)
+        self.values = [TEXTS.rule.values[rank] for rank in hand]
+        self.asked = [TEXTS.prompt_text([cards.SYMBOLS[rank] for rank in hand])]
+        self.replies: list[list[int]] = []
+
+    def context(self) -> list[int]:
+        return spliced(TOKENIZER, self.asked, self.replies)
+
+    def judged(self, reply: list[int]) -> tuple[str, float, bool]:
+        """(outcome, reward, whether the episode is over), with the reply added."""
+        text = TOKENIZER.decode(reply, skip_special_tokens=True).encode()[:BYTES]
+        outcome, told = feedback(TEXTS, text, self.values)
+        self.replies, self.asked = [*self.replies, reply], [*self.asked, told]
+        failed = outcome != "solved" and len(self.replies) == TURNS
+        reward = REWARDS[outcome] + failed * ENV.rewards.exceeded
+        return outcome, reward, outcome == "solved" or failed
 
 
 @pytest.mark.parametrize("kind", ["parrot", "random"])
 def test_every_record_against_the_chat_template_and_the_slow_verifier(kind: str) -> None:
-    """Lane by lane: hands, contexts with the sampled tokens in them, verdicts, resets in place."""
+    """Hands, contexts with the sampled tokens in them, verdicts, and resets in place."""
     after, roll, _ = records(kind)
     turns, lanes = roll.prompt.shape
-    seen, resets = set(), 0
-    for lane in range(lanes):
-        episode, replies, asked = lane, [], []
-        for r in range(turns):
-            hand = hand_of(episode)
-            values = [TEXTS.rule.values[rank] for rank in hand]
-            if not asked:
-                asked = [TEXTS.prompt_text([cards.SYMBOLS[rank] for rank in hand])]
-            prompt, n = roll.prompt[r, lane], roll.reply[r, lane]
-            row = roll.tokens[r, lane].tolist()
-            assert row[:prompt] == spliced(TOKENIZER, asked, replies)
-            assert roll.episode[r, lane] == episode and roll.turn[r, lane] == len(replies)
-            reply = row[prompt : prompt + n]
-            assert len(reply) == n and (n == T or reply[-1] in game().stop_ids)
-            outcome, told = feedback(TEXTS, spelled(reply), values)
-            failed_last = outcome != "solved" and len(replies) + 1 == TURNS
-            assert game().outcomes[roll.outcome[r, lane]] == outcome
-            assert roll.reward[r, lane] == REWARDS[outcome] + failed_last * ENV.rewards.exceeded
-            assert roll.terminated[r, lane] == (outcome == "solved" or failed_last)
-            assert not roll.truncated[r, lane] and roll.played[r, lane]
-            replies, asked = [*replies, reply], [*asked, told]
-            seen.add(outcome)
-            if roll.terminated[r, lane]:
-                episode, replies, asked, resets = episode + lanes, [], [], resets + 1
-        # what the lane wants next, in the next rollout
-        if not asked:
-            asked = [TEXTS.prompt_text([cards.SYMBOLS[rank] for rank in hand_of(episode)])]
-        assert after.episode[lane] == episode and after.state.turn[lane] == len(replies)
+    talks, seen = [Talk(lane) for lane in range(lanes)], set()
+    coming = lanes  # the episode that the next free lane takes
+    for r, lane in np.ndindex(turns, lanes):
+        talk, row = talks[lane], roll.tokens[r, lane].tolist()
+        prompt, n = roll.prompt[r, lane], roll.reply[r, lane]
+        assert (roll.episode[r, lane], roll.turn[r, lane]) == (talk.episode, len(talk.replies))
+        assert row[:prompt] == talk.context()
+        reply = row[prompt : prompt + n]
+        assert len(reply) == n and (n == T or reply[-1] in game().stop_ids)
+        outcome, reward, over = talk.judged(reply)
+        assert game().outcomes[roll.outcome[r, lane]] == outcome
+        assert (roll.reward[r, lane], roll.terminated[r, lane]) == (reward, over)
+        assert not roll.truncated[r, lane] and roll.played[r, lane]
+        seen.add(outcome)
+        if over:
+            talks[lane], coming = Talk(coming), coming + 1
+    for lane, talk in enumerate(talks):  # what the next rollout begins with
         wanted = after.context.tokens[lane, : after.context.length[lane]].tolist()
-        assert wanted == spliced(TOKENIZER, asked, replies)
-    assert resets >= 2 * lanes
+        assert wanted == talk.context()
+        assert after.state.turn[lane] == len(talk.replies)
+    assert after.episode.tolist() == [talk.episode for talk in talks] and after.next == coming
+    assert coming >= 3 * lanes
     assert seen == (set(REWARDS) if kind == "parrot" else {"illegal"})
 
 
@@ -205,7 +221,7 @@ def test_turns_of_a_conversation_are_nested_prefixes(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["parrot", "random"])
 def test_only_what_is_new_is_run(kind: str) -> None:
-    """The prompt at first; then the reply's last token and the feedback; of a new hand, its rest."""
+    """The prompt; then the reply's last token and the feedback; then what a new hand changes."""
     _, roll, _ = records(kind)
     np.testing.assert_array_equal(roll.prefilled[0], roll.prompt[0])
     for r, lane in np.argwhere(roll.turn[1:] > 0):
@@ -243,13 +259,13 @@ def test_an_episode_does_not_depend_on_the_lanes(kind: str, greedy: bool) -> Non
 
 
 @pytest.mark.parametrize("greedy", [True, False], ids=["greedy", "sampled"])
-@pytest.mark.parametrize("lanes", [4, 5])
-def test_the_table_of_outcomes_equals_the_records(greedy: bool, lanes: int) -> None:
-    hands = 10  # also where the lanes don't divide it
-    table, states = scored("parrot", GREEDY if greedy else WARM, hands, lanes)
+def test_the_table_of_outcomes_equals_the_records(greedy: bool) -> None:
+    hands = 10  # which 4 lanes don't divide
+    table, states = scored("parrot", GREEDY if greedy else WARM, hands, lanes=4)
     assert table.shape == (hands, TURNS)
-    assert states.ranks.tolist() == [hand_of(episode) for episode in range(hands)]
-    _, roll, _ = records("parrot", greedy, 10, TURNS)
+    keys = [jax.random.fold_in(DEAL, episode) for episode in range(hands)]
+    assert states.ranks.tolist() == [game().reset(key).ranks.tolist() for key in keys]
+    _, roll, _ = records("parrot", greedy)  # 7 turns of 6 lanes: two episodes at least of each
     want = np.full((hands, TURNS), -1)
     for r, lane in np.argwhere(roll.episode < hands):
         want[roll.episode[r, lane], roll.turn[r, lane]] = roll.outcome[r, lane]
@@ -259,17 +275,17 @@ def test_the_table_of_outcomes_equals_the_records(greedy: bool, lanes: int) -> N
 
 def test_a_rollout_goes_on_where_the_last_one_ended() -> None:
     _, whole, following = records("parrot", turns=7)
-    middle, first, after_first = played("parrot", began("parrot", 6), WARM, 3)
-    _, second, after_second = played("parrot", middle, WARM, 4)
-    first, second = on_host(first), on_host(second)
+    lanes, parts = began("parrot", 6), []
+    for _ in range(7):
+        lanes, roll, value = played("parrot", lanes, WARM, 1)
+        parts.append(on_host(roll) | {"following": np.asarray(value)})
+    parts = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     for field in ("prompt", "reply", "outcome", "reward", "episode", "turn", "terminated", "value"):
-        both = np.concatenate([getattr(first, field), getattr(second, field)])
-        np.testing.assert_array_equal(both, getattr(whole, field), field)
+        np.testing.assert_array_equal(parts[field], getattr(whole, field), field)
     said = np.arange(whole.tokens.shape[-1]) < (whole.prompt + whole.reply)[..., None]
-    both = np.concatenate([first.tokens, second.tokens])
-    np.testing.assert_array_equal(both * said, whole.tokens * said)
-    # The value after a turn is that of the next context, also across the two rollouts.
-    np.testing.assert_array_equal(np.concatenate([after_first, after_second]), following)
+    np.testing.assert_array_equal(parts["tokens"] * said, whole.tokens * said)
+    # The value after a turn is that of the next context, also across two rollouts.
+    np.testing.assert_array_equal(parts["following"], following)
     np.testing.assert_array_equal(following[:-1], whole.value[1:])
 
 
