@@ -53,7 +53,7 @@ class Rewards:
 
 @dataclass(frozen=True)
 class EnvConfig:
-    """One split of GeneralPoints (SPEC section 3)."""
+    """One split of GeneralPoints."""
 
     rule: str
     target: int = at_least(1)
@@ -131,7 +131,11 @@ class RolloutConfig:
 
 @dataclass(frozen=True)
 class PpoConfig:
-    """Multi-turn PPO (SPEC section 6); one reply is one action at `ratio_level` turn."""
+    """Multi-turn PPO (paper, section 3); one reply is one action at `ratio_level` turn.
+
+    The value head has its own learning rate, as it starts from nothing, and trains alone in the
+    first `value_warmup` updates. `value_shapes_decoder`: its loss trains the decoder too.
+    """
 
     updates: int = at_least(0)
     epochs: int = at_least(1)
@@ -143,10 +147,12 @@ class PpoConfig:
     final_share: float = between(0, 1)
     beta2: float = between(0, 1)
     clip_norm: float = above(0)
+    value_learning_rate: float = above(0)
     value_warmup: int = at_least(0)
     clip: float = above(0)
     value_clip: float = above(0)
     value_coef: float = at_least(0)
+    value_shapes_decoder: bool
     entropy_coef: float = at_least(0)
     kl_coef: float = at_least(0)
     kl_logged: bool
