@@ -16,21 +16,22 @@ def get_config(arg: str = "tiny") -> ConfigDict:
 def tiny(config: ConfigDict) -> None:
     """0.25M parameters from scratch: two CPU cores, at most 20 minutes."""
     config.data.update(ood_share=0.5, suboptimal=0.2, examples=60_000)
-    config.base.update(steps=500, learning_rate=3e-3, schedule="linear", final_share=0.05)
-    config.sft.update(steps=400, learning_rate=1e-3)
-    config.sft_matched.update(steps=400, learning_rate=3e-4)
+    config.base.update(steps=700, learning_rate=3e-3)
+    config.sft.update(steps=800, learning_rate=1e-3)
+    config.sft_matched.update(steps=800, learning_rate=1e-4)
+    config.rollout.update(lanes=256)
     config.ppo.update(
-        updates=60,
+        updates=40,
         epochs=2,
-        learning_rate=3e-4,
+        learning_rate=1e-4,
         value_learning_rate=3e-3,
         value_warmup=4,
         value_shapes_decoder=False,
         clip=0.2,
         value_clip=0.2,
-        thought_coef=1.0,
         reward_scale=0.2,
     )
+    config.eval.update(points=8)
 
 
 def small(config: ConfigDict) -> None:
@@ -41,10 +42,10 @@ def small(config: ConfigDict) -> None:
     for run in (config.base, config.sft, config.sft_matched):
         run.update(batch_size=128, microbatch=128)
     config.base.update(steps=1500, learning_rate=6e-4, warmup=200)
-    config.sft.update(steps=600, learning_rate=2e-4)
-    config.sft_matched.update(steps=600, learning_rate=3e-5)
+    config.sft.update(steps=800, learning_rate=2e-4)
+    config.sft_matched.update(steps=800, learning_rate=2e-5)
     config.rollout.update(lanes=512)
-    config.ppo.update(updates=100, learning_rate=3e-5, microbatch=64)
+    config.ppo.update(updates=60, learning_rate=2e-5, microbatch=64)
     config.eval.update(hands=4096, curve_hands=2048, lanes=1024, points=10)
 
 
