@@ -163,8 +163,8 @@ def policy(lab: Lab, params: PyTree, repeats: int) -> Iterator[Row | Compiled]:
     config, key = lab.config, jax.random.key(0)
     game, how = lab.games["train"], labs.sampling(config, "sampled")
     steps = train_rl.compile_steps(lab)
-    yield (start := compiled("ppo start", steps.start, params, game, key))
-    lanes = start.run(params, game, key)
+    yield (start := compiled("ppo start", steps.start, game, key))
+    lanes = start.run(game, key)
     yield (play := compiled("ppo rollout", steps.rollout, params, game, lanes, key, key, how))
     updates = config.ppo.updates * config.ppo.epochs * config.ppo.minibatches
     state = create(params, optimizer(config.ppo, updates))

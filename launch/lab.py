@@ -164,7 +164,7 @@ def run(main: Callable[[], None]) -> None:
     """Parse the flags and call `main`; a wrong configuration is one message, no traceback."""
 
     def start(_) -> None:
-        logging.set_verbosity(logging.WARNING)
+        logging.set_verbosity(logging.ERROR)  # TFDS and orbax tell every step they take
         try:
             main()
         except (cfg.ConfigError, template.TemplateError, MetricsError) as wrong:

@@ -38,14 +38,13 @@ class Steps:
 
 
 def compile_steps(lab: Lab) -> Steps:
-    """Jitted start(params, deal), rollout(params, lanes, ...) and update(state, ...)."""
+    """Jitted start(game, deal), rollout(params, game, lanes, ...) and update(state, ...)."""
     config, roll, graph = lab.config, lab.config.rollout, lab.graph
     updates = config.ppo.updates * config.ppo.epochs * config.ppo.minibatches
     slots = max(roll.turns, config.env.max_turns, roll.context // SHORTEST_TURN)
 
-    def start(params, game, deal):
-        lanes = jnp.arange(roll.lanes)
-        return episodes.start(nnx.merge(graph, params), game, deal, lanes, roll.context)
+    def start(game, deal):
+        return episodes.start(game, deal, jnp.arange(roll.lanes), roll.context)
 
     def play(params, game, lanes, deal, draw, how):
         return episodes.rollout(
@@ -71,7 +70,7 @@ def train(
     key = jax.random.key(branch.seed)
     deal, draw = jax.random.fold_in(key, 1), jax.random.fold_in(key, 2)
     game = lab.games["train"]
-    lanes = steps.start(init, game, deal)
+    lanes = steps.start(game, deal)
     tree = {"train": state, "lanes": lanes}
     tree, about = branches.resumed(branch, tree, {"tokens": 0, "generated": 0}, writer)
     state, lanes = tree["train"], tree["lanes"]

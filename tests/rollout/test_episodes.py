@@ -112,7 +112,7 @@ def model(kind: str):
 
 @functools.partial(jax.jit, static_argnames=("kind", "lanes"))
 def began(kind: str, lanes: int):
-    return start(model(kind), game(), DEAL, jnp.arange(lanes), game().context_limit)
+    return start(game(), DEAL, jnp.arange(lanes), game().context_limit)
 
 
 @functools.partial(jax.jit, static_argnames=("kind", "turns"))
