@@ -226,6 +226,26 @@ def build(config: Mapping | ConfigDict) -> StudyConfig:
     return study
 
 
+def path_problem(path: str) -> str | None:
+    """What is wrong with a dotted path such as 'sft.steps', or None; `ood` is free-form."""
+    kind, seen = StudyConfig, "config"
+    for name in path.split("."):
+        if kind is dict:
+            return None
+        if not dataclasses.is_dataclass(kind):
+            return f"config.{path}: {seen} is a value and has no parts"
+        if name not in (known := {f.name for f in dataclasses.fields(kind)}):
+            return _unknown(f"{seen}.{name}", name, known, kind)
+        kind, seen = typing.get_type_hints(kind)[name], f"{seen}.{name}"
+    return None
+
+
+def _unknown(path: str, name: str, known, kind) -> str:
+    near = difflib.get_close_matches(name, known, 1)
+    hint = f" (did you mean {near[0]}?)" if near else ""
+    return f"{path}: unknown{hint}; allowed: {_names(kind)}"
+
+
 def _build(kind, given, path: str, problems: list[str]):
     if not isinstance(given, Mapping) and not hasattr(given, "items"):
         problems.append(f"{path}: given {given!r}, allowed: a section with {_names(kind)}")
@@ -234,9 +254,7 @@ def _build(kind, given, path: str, problems: list[str]):
     types, before = typing.get_type_hints(kind), len(problems)
     for key in given:
         if key not in fields:
-            near = difflib.get_close_matches(key, fields, 1)
-            hint = f" (did you mean {near[0]}?)" if near else ""
-            problems.append(f"{path}.{key}: unknown{hint}; allowed: {_names(kind)}")
+            problems.append(_unknown(f"{path}.{key}", key, fields, kind))
     values = {}
     for name, spec in fields.items():
         if name not in given:

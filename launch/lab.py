@@ -50,9 +50,32 @@ class Lab:
 
 
 def open_lab(config: cfg.StudyConfig) -> Lab:
-    """Check and build everything that costs little; raises before any training starts."""
-    words = prompts.load_wording(config.text.wording)
-    tokens = tokenizer.load(config.text.tokenizer)
+    """Check and build everything that costs little; ConfigError before any training starts."""
+    try:
+        words = prompts.load_wording(config.text.wording)
+        tokens = tokenizer.load(config.text.tokenizer)
+        games = build_games(config, tokens, words)
+        choice = config.model
+        model = preset(
+            choice.size,
+            vocab_size=tokenizer.head_rows(tokens),
+            dtype=choice.dtype,
+            remat=choice.remat,
+        )
+        fsdp, tensor = config.mesh.fsdp, config.mesh.tensor
+        data = config.mesh.data or max(1, jax.device_count() // (fsdp * tensor))
+        mesh = mesh_of(data, fsdp, tensor)
+    except (ValueError, KeyError) as wrong:
+        raise cfg.ConfigError(wrong.args[0]) from wrong
+    graph, shapes = mllama.abstract(model)
+    play = jax.jit(functools.partial(_play, graph, config), static_argnames="hands")
+    return Lab(config, tokens, words, model, graph, games, text_parameters(shapes), mesh, play)
+
+
+def build_games(
+    config: cfg.StudyConfig, tokens: PreTrainedTokenizerBase, words: prompts.Wording
+) -> dict[str, CardGame]:
+    """The game of every split, of training hands and of held-out ones."""
     roll = config.rollout
     envs = dict(config.splits)
     envs["train"] = dataclasses.replace(config.env, hands="seen")
@@ -68,18 +91,7 @@ def open_lab(config: cfg.StudyConfig) -> Lab:
                 f"config.rollout.context: given {roll.context}, but conversations of {name} "
                 f"take up to {needed} tokens; allowed: at least {needed}"
             )
-    choice = config.model
-    model = preset(
-        choice.size,
-        vocab_size=tokenizer.head_rows(tokens),
-        dtype=choice.dtype,
-        remat=choice.remat,
-    )
-    fsdp, tensor = config.mesh.fsdp, config.mesh.tensor
-    mesh = mesh_of(config.mesh.data or max(1, jax.device_count() // (fsdp * tensor)), fsdp, tensor)
-    graph, shapes = mllama.abstract(model)
-    play = jax.jit(functools.partial(_play, graph, config), static_argnames="hands")
-    return Lab(config, tokens, words, model, graph, games, text_parameters(shapes), mesh, play)
+    return games
 
 
 def text_parameters(shapes: PyTree) -> int:
@@ -186,6 +198,7 @@ def open_writer(workdir: Path, shows: tuple[str, ...]) -> RunWriter:
 
 def define_config(default: str = "configs/gp_l.py:tiny") -> Callable[[], cfg.StudyConfig]:
     """Define --config; the returned function gives the checked study once flags are parsed."""
+    refuse_unknown(sys.argv)  # ml_collections looks at the names while it defines the flag
     holder = config_flags.DEFINE_config_file("config", default, "experiment configuration")
 
     def study() -> cfg.StudyConfig:
@@ -193,6 +206,14 @@ def define_config(default: str = "configs/gp_l.py:tiny") -> Callable[[], cfg.Stu
         return cfg.build(given)
 
     return study
+
+
+def refuse_unknown(argv: list[str]) -> None:
+    """Exit, naming what is allowed, if a --config.NAME is not a field of the configuration."""
+    names = [a.removeprefix("--config.").split("=")[0] for a in argv if a.startswith("--config.")]
+    problems = [problem for name in names if (problem := cfg.path_problem(name))]
+    if problems:
+        sys.exit("\n".join(problems))
 
 
 def define_workdir() -> Callable[[cfg.StudyConfig], Path]:

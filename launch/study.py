@@ -30,8 +30,8 @@ from launch.lab import Lab
 def main(config: StudyConfig, workdir: Path, seeds: int = 1, shows: tuple[str, ...] = ()) -> None:
     """Run everything that is not done yet, `seeds` times over."""
     clock = time.perf_counter()
-    labs.settle(workdir, config)
     lab = labs.open_lab(config)
+    labs.settle(workdir, config)
     writer = labs.open_writer(workdir, shows)
     with jax.set_mesh(lab.mesh):
         for seed in range(config.seed, config.seed + seeds):
