@@ -28,7 +28,7 @@ def study(task: str, scale: str) -> ConfigDict:
             exceeded=-1.0,
         ),
     )
-    config.ood = ConfigDict()
+    config.ood = ConfigDict()  # splits by name, made by `variant`
     config.text = dict(tokenizer="tiny", wording="brief")
     config.model = dict(size=scale, dtype="float32", remat=False)
     config.data = dict(
@@ -91,3 +91,9 @@ def study(task: str, scale: str) -> ConfigDict:
     )
     config.mesh = dict(data=0, fsdp=1, tensor=1)
     return config
+
+
+def variant(env: ConfigDict, **changes) -> ConfigDict:
+    """An out-of-distribution split: `env` as it will be after overrides, with some changes."""
+    same = {name: env.get_ref(name) for name in env if name != "rewards"}
+    return ConfigDict(same | changes)

@@ -8,7 +8,7 @@ from configs import common
 def get_config(arg: str = "tiny") -> ConfigDict:
     """GP-L. --config=configs/gp_l.py:tiny | small | 11b"""
     config = common.study(task="gp_l", scale=arg)
-    config.ood.rule = dict(rule="face_rank", require_face=True)
+    config.ood.rule = common.variant(config.env, rule="face_rank", require_face=True)
     SETTINGS[arg](config)
     return config.lock()
 

@@ -227,11 +227,12 @@ def build(config: Mapping | ConfigDict) -> StudyConfig:
 
 
 def path_problem(path: str) -> str | None:
-    """What is wrong with a dotted path such as 'sft.steps', or None; `ood` is free-form."""
+    """What is wrong with a dotted path such as 'sft.steps' or 'ood.rule.target', or None."""
     kind, seen = StudyConfig, "config"
     for name in path.split("."):
-        if kind is dict:
-            return None
+        if kind is dict:  # `ood`: any name, then fields of an environment
+            kind, seen = EnvConfig, f"{seen}.{name}"
+            continue
         if not dataclasses.is_dataclass(kind):
             return f"config.{path}: {seen} is a value and has no parts"
         if name not in (known := {f.name for f in dataclasses.fields(kind)}):
