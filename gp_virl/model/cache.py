@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float, Int
 
-from gp_virl.model.config import DTYPES, SELF_LAYERS, ModelConfig
+from gp_virl.model.config import DTYPES, ModelConfig
 
 KeyValues = Float[Array, "G J B Kh S d"]
 
@@ -75,8 +75,8 @@ class ReplyCache:
 
 
 def _room(config: ModelConfig, lanes: int, size: int) -> KeyValues:
-    shape = (config.groups, SELF_LAYERS, lanes, config.num_key_value_heads, size, config.head_dim)
-    return jnp.zeros(shape, DTYPES[config.dtype])
+    per_group = (config.self_layers, lanes, config.num_key_value_heads, size, config.head_dim)
+    return jnp.zeros((config.groups, *per_group), DTYPES[config.dtype])
 
 
 def empty(config: ModelConfig, lanes: int, size: int) -> LaneCache:

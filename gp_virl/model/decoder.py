@@ -1,4 +1,4 @@
-"""The text decoder: a scan over equal groups of five layers (HF MllamaTextModel)."""
+"""The text decoder: a scan over equal groups of layers (HF MllamaTextModel)."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from gp_virl.model.attention import attend, attend_causal
 from gp_virl.model.cache import KeyValues
-from gp_virl.model.config import DTYPES, GROUP, ModelConfig
+from gp_virl.model.config import DTYPES, ModelConfig
 from gp_virl.model.layers import MLP, Linear, RMSNorm, rotary_angles, rotate
 from gp_virl.sharding import constrain
 
@@ -159,12 +159,12 @@ def recomputed(layer: nnx.Module, *inputs: Any) -> Any:
 
 
 class Group(nnx.Module):
-    """Five layers: self x3, gated cross, self."""
+    """One group of layers, by default self x3, gated cross, self."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
         self.remat = config.remat
         kinds = {"self": SelfLayer, "cross": CrossLayer}
-        self.layers = nnx.List([kinds[kind](config, rngs) for kind in GROUP])
+        self.layers = nnx.List([kinds[kind](config, rngs) for kind in config.pattern])
 
     def __call__(
         self, x: Float[Array, "B S D"], around: Surroundings, memory: tuple
@@ -203,7 +203,7 @@ def stack(count: int, make: Any, rngs: nnx.Rngs) -> nnx.Module:
 
 
 class TextDecoder(nnx.Module):
-    """HF MllamaTextModel; its layer 5g + j is `groups.layers[j]`, row g of the leading axis."""
+    """HF MllamaTextModel; its layer `len(pattern) * g + j` is `groups.layers[j]` at g."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
         self.config = config
