@@ -1,5 +1,6 @@
 """config.json of a Hugging Face Mllama checkpoint against ModelConfig, both ways."""
 
+import copy
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
@@ -76,7 +77,7 @@ def read(directory: str | Path, **changes: Any) -> tuple[ModelConfig, Origin]:
             problems.append(f"{CONFIG_FILE}: {name} is {given!r}, needed is a section")
             continue
         try:
-            parts[name] = kind(**given)
+            parts[name] = kind(**copy.deepcopy(given))  # it changes what it is given
         except (StrictDataclassError, TypeError, ValueError, KeyError) as wrong:
             problems.append(f"{CONFIG_FILE}: {name}: {' '.join(str(wrong).split())}")
     if content.get("model_type") != "mllama":
