@@ -153,11 +153,14 @@ class VisionEncoder(nnx.Module):
             weights, slot = slices
             module = nnx.merge(graph, weights)
             x = recomputed(module, x, real) if self.remat else module(x, real)
-            return (x, outputs.at[slot].set(x, mode="drop")), None
+            if kept:
+                outputs = outputs.at[slot].set(x, mode="drop")
+            return (x, outputs), None
 
         outputs = jnp.zeros((len(kept), *x.shape), x.dtype)
         (x, outputs), _ = jax.lax.scan(layer, (x, outputs), (weights, jnp.array(slots)))
-        return x, outputs[jnp.array([kept.index(i) for i in picked], jnp.int32)]
+        order = [kept.index(i) for i in picked]
+        return x, outputs if order == sorted(set(order)) else outputs[jnp.array(order)]
 
 
 class TileEmbedding(nnx.Module):
