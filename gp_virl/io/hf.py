@@ -86,14 +86,26 @@ def load(
     is drawn from `key`.
     """
     graph, shapes = mllama.abstract(found.config, mesh, rules)
-    flat = hf_names.named(shapes)
-    table = hf_names.entries(found.config, {path: leaf.shape for path, leaf in flat.items()})
     head = hf_names.named({"value_head": _value_head(found.config, key, shapes)})
     leaves = [
-        _parameter(leaf, table[path], found.stored) if path in table else head[path]
-        for path, leaf in flat.items()
+        head.get(path, leaf) for path, leaf in hf_names.named(read_weights(found, shapes)).items()
     ]
     return graph, jax.tree.unflatten(jax.tree.structure(shapes), leaves)
+
+
+def read_weights(found: HFCheckpoint, shapes: PyTree) -> PyTree:
+    """`shapes`, a tree of some or all parameters as mllama.abstract gives it, with their weights.
+
+    Parameters that the files don't have stay as they are.
+    """
+    flat = hf_names.named(shapes)
+    whole = hf_names.named(mllama.abstract(found.config)[1])
+    table = hf_names.entries(found.config, {path: leaf.shape for path, leaf in whole.items()})
+    leaves = [
+        _parameter(leaf, table[path], found.stored) if path in table else leaf
+        for path, leaf in flat.items()
+    ]
+    return jax.tree.unflatten(jax.tree.structure(shapes), leaves)
 
 
 def export(
