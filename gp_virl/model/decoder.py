@@ -1,6 +1,5 @@
 """The text decoder: a scan over equal groups of layers (HF MllamaTextModel)."""
 
-
 import jax
 import jax.numpy as jnp
 from flax import nnx, struct
