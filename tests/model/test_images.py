@@ -3,6 +3,7 @@ import numpy as np
 import PIL
 import pytest
 from PIL import Image
+from transformers import AutoProcessor, MllamaProcessor
 from transformers.models.mllama.image_processing_pil_mllama import (
     MllamaImageProcessorPil,
     get_all_supported_aspect_ratios,
@@ -10,8 +11,10 @@ from transformers.models.mllama.image_processing_pil_mllama import (
     get_optimal_tiled_canvas,
 )
 
+from gp_virl.model.cache import CrossCache
 from gp_virl.model.config import ASPECT_RATIOS
 from gp_virl.model.images import Tiling, prepared, resized, tiled, tiling_of
+from gp_virl.text import tokenizer
 
 SMALL = Tiling(size=28)
 # Pillow 13 changed the order of a resize's two passes for some sizes: by a grey value at most.
@@ -113,3 +116,29 @@ def test_settings_are_read_from_a_processor():
     plain.do_normalize = False
     with pytest.raises(ValueError, match="do_normalize=False: allowed is True"):
         tiling_of(plain)
+
+
+def test_auto_processor_loads_what_prepared_takes(tmp_path):
+    """Also: a lane sees its image from the position of the image token on, as HF's mask says."""
+    tokens = tokenizer.load("tiny")
+    MllamaProcessor(image_processor=processor(SMALL), tokenizer=tokens).save_pretrained(tmp_path)
+    loaded = AutoProcessor.from_pretrained(tmp_path)
+    assert tiling_of(loaded) == SMALL
+    image = noise(50, 30)
+    got = prepared(loaded, [image])
+    np.testing.assert_allclose(
+        got.pixels[0], tiled(jax.numpy.asarray(image), SMALL).pixels, atol=PIXEL
+    )
+
+    inputs = loaded(text="Look: <|image|>What is it?", images=image, return_tensors="np")
+    ids = inputs["input_ids"][0]
+    since = ids.tolist().index(tokens.convert_tokens_to_ids("<|image|>"))
+    lane = CrossCache(
+        k=jax.numpy.zeros((1, 1, 1, 1, 4, 2)),
+        v=jax.numpy.zeros((1, 1, 1, 1, 4, 2)),
+        real=got.real,
+        since=jax.numpy.array([since]),
+    )
+    visible = lane.visible(jax.numpy.arange(len(ids))[None])
+    np.testing.assert_array_equal(visible, inputs["cross_attention_mask"][:, :, 0] > 0)
+    assert 0 < since < len(ids)

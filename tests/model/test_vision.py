@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from gp_virl.model.cache import empty
 from gp_virl.model.config import VISION, VisionConfig, preset
 from gp_virl.model.decoder import Cross
 from gp_virl.model.mllama import abstract, tile_features
@@ -146,6 +147,26 @@ def test_llamas_tower():
     tower = params["vision_model"]
     assert tower["transformer"]["layers"]["mlp"]["fc1"]["kernel"].shape == (32, 1280, 5120)
     assert tower["gated_positional_embedding"]["tile_embedding"].shape == (9, 4, 1601, 1280)
+
+
+@pytest.mark.parametrize("size", ["11b", "90b"])
+def test_the_released_sizes_compute_abstractly(size):
+    """Two images to features, to the lanes' keys and values, to hidden states; no memory."""
+    config = preset(size, images=True)
+    graph, params = abstract(config)
+
+    def run(params, pixels, ids, real, tokens):
+        model = nnx.merge(graph, params)
+        states = model.encode_images(pixels, ids, real, tiles=1)
+        images = model.look(states, tile_features(real[:, :1], 1601), jnp.zeros(2, jnp.int32))
+        count = jnp.full(2, tokens.shape[1])
+        return images.k, model.extend(tokens, count, empty(config, 2, 16), images)[0]
+
+    shapes = ((2, 4, 3, 560, 560), jnp.float32), ((2,), int), ((2, 4), bool), ((2, 8), int)
+    keys, hidden = jax.eval_shape(run, params, *(jax.ShapeDtypeStruct(*s) for s in shapes))
+    assert keys.shape == (config.groups, 1, 2, 8, 1601, 128)
+    assert hidden.shape == (2, 8, config.hidden_size)
+    assert keys.dtype == hidden.dtype == jnp.bfloat16
 
 
 @pytest.mark.parametrize(
