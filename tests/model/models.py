@@ -20,17 +20,12 @@ CONFIG = ModelConfig(
 )
 
 
-def moved(config):
-    """(graph, params); norms and gates are perturbed, since ones and zeros would hide mistakes."""
-    graph, params = build(config, jax.random.key(0))
-    leaves, tree = jax.tree.flatten(params)
-    draw = np.random.default_rng(1)
-    leaves = [x + 0.1 * draw.normal(size=x.shape).astype(np.float32) for x in leaves]
-    return graph, jax.tree.unflatten(tree, leaves)
-
-
 @functools.cache
 def two_groups():
-    """(graph, params) of CONFIG."""
+    """(graph, params); norms and gates are perturbed, since ones and zeros would hide mistakes."""
     with jax.ensure_compile_time_eval():  # kept as numbers also when first called inside a jit
-        return moved(CONFIG)
+        graph, params = build(CONFIG, jax.random.key(0))
+        leaves, tree = jax.tree.flatten(params)
+        draw = np.random.default_rng(1)
+        moved = [x + 0.1 * draw.normal(size=x.shape).astype(np.float32) for x in leaves]
+        return graph, jax.tree.unflatten(tree, moved)
