@@ -112,15 +112,13 @@ def vision_modules(config, model, b, seen):
     for part in ("transformer", "global_transformer"):
         encoder, name = getattr(tower, part), f"{root}.{part}"
         yield name, encoder(given(name), real)[0]
-        for i in range(len([n for n in seen if n.startswith(f"{name}.") and n.count(".") == 4])):
+        counts = {"transformer": "num_hidden_layers", "global_transformer": "num_global_layers"}
+        for i in {0, getattr(config.vision, counts[part]) - 1}:
             layer, at = layer_of(encoder.layers, i), f"{name}.layers.{i}"
             yield at, layer(given(at), real)
             yield f"{at}.self_attn", layer.self_attn(given(f"{at}.self_attn"), real)
             for inner in ("mlp", "input_layernorm", "post_attention_layernorm"):
                 yield f"{at}.{inner}", getattr(layer, inner)(given(f"{at}.{inner}"))
-            for inner in "qkvo":
-                at_inner = f"{at}.self_attn.{inner}_proj"
-                yield at_inner, getattr(layer.self_attn, f"{inner}_proj")(given(at_inner))
     yield root, tower(b.pixels, b.aspect_ratio_ids, b.real)
     projector = "model.multi_modal_projector"
     yield projector, model.multi_modal_projector(given(projector))
@@ -139,7 +137,8 @@ def text_modules(config, model, b, seen):
     states = model.encode_images(b.pixels, b.aspect_ratio_ids, b.real)
     around = Surroundings(cos=cos, sin=sin, together=None, memory=(), cross=Cross(states, looks),
                           looks=looks)  # fmt: skip
-    for index in range(config.num_hidden_layers):
+    layers = config.num_hidden_layers
+    for index in range(layers - len(config.pattern), layers):  # the last group's
         group, slot = divmod(index, len(config.pattern))
         layer, at = layer_of(decoder.groups, group).layers[slot], f"{root}.layers.{index}"
         for inner in ("mlp", "input_layernorm", "post_attention_layernorm"):
@@ -187,7 +186,7 @@ def test_gradients(config):
     want = th.params_of(config, {name: p.grad for name, p in reference.named_parameters()})
 
     def loss(params, b):
-        graph, _ = abstract(dataclasses.replace(config, remat=True))
+        graph, _ = abstract(dataclasses.replace(config, remat=config is USUAL))
         model = nnx.merge(graph, params)
         return (model.logits(hidden(model, b)) * probe).mean()
 
