@@ -3,11 +3,12 @@
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
-from gp_virl.model.config import DTYPES, SELF_LAYERS, ModelConfig
+from gp_virl.model.config import DTYPES, ModelConfig
 
 KeyValues = Float[Array, "G J B Kh S d"]
+CrossKeyValues = Float[Array, "G X B Kh I d"]
 
 
 @struct.dataclass
@@ -74,9 +75,38 @@ class ReplyCache:
         )
 
 
+@struct.dataclass
+class CrossCache:
+    """The image each of B lanes looks at, encoded once: keys and values of its I features.
+
+    Axes as in LaneCache; X cross-attention layers of a group. A lane without an image sees no
+    feature; with zeros for keys and values its text is read as if there were no images at all.
+    """
+
+    k: CrossKeyValues
+    v: CrossKeyValues
+    real: Bool[Array, "B I"]  # True for features of the image's tiles, False for padding tiles
+    since: Int[Array, "B"]  # position of the image token: it and all later tokens see the image
+
+    def visible(self, positions: Int[Array, "B S"]) -> Bool[Array, "B S I"]:
+        """True where the token at a position sees a feature."""
+        return (positions >= self.since[:, None])[:, :, None] & self.real[:, None]
+
+    def replaced(self, fresh: Bool[Array, "B"], by: "CrossCache") -> "CrossCache":
+        """The cache with the lanes that are `fresh` taken from another one of the same sizes."""
+        at = {"k": 2, "v": 2, "real": 0, "since": 0}
+
+        def pick(name: str) -> Array:
+            old, new = getattr(self, name), getattr(by, name)
+            trailing = (1,) * (old.ndim - 1 - at[name])
+            return jnp.where(fresh.reshape(-1, *trailing), new, old)
+
+        return CrossCache(**{name: pick(name) for name in at})
+
+
 def _room(config: ModelConfig, lanes: int, size: int) -> KeyValues:
-    shape = (config.groups, SELF_LAYERS, lanes, config.num_key_value_heads, size, config.head_dim)
-    return jnp.zeros(shape, DTYPES[config.dtype])
+    per_group = (config.self_layers, lanes, config.num_key_value_heads, size, config.head_dim)
+    return jnp.zeros((config.groups, *per_group), DTYPES[config.dtype])
 
 
 def empty(config: ModelConfig, lanes: int, size: int) -> LaneCache:
@@ -92,3 +122,16 @@ def empty(config: ModelConfig, lanes: int, size: int) -> LaneCache:
 def empty_reply(config: ModelConfig, lanes: int, size: int) -> ReplyCache:
     """Room for replies of `size` tokens."""
     return ReplyCache(k=_room(config, lanes, size), v=_room(config, lanes, size))
+
+
+def empty_cross(config: ModelConfig, lanes: int, features: int) -> CrossCache:
+    """Room for an image of `features` features in each lane; none holds one."""
+    crosses = config.pattern.count("cross")
+    per_group = (crosses, lanes, config.num_key_value_heads, features, config.head_dim)
+    room = jnp.zeros((config.groups, *per_group), DTYPES[config.dtype])
+    return CrossCache(
+        k=room,
+        v=room,
+        real=jnp.zeros((lanes, features), bool),
+        since=jnp.zeros(lanes, jnp.int32),
+    )

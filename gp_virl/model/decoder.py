@@ -1,6 +1,4 @@
-"""The text decoder: a scan over equal groups of five layers (HF MllamaTextModel)."""
-
-from typing import Any
+"""The text decoder: a scan over equal groups of layers (HF MllamaTextModel)."""
 
 import jax
 import jax.numpy as jnp
@@ -8,9 +6,10 @@ from flax import nnx, struct
 from jaxtyping import Array, Bool, Float, Int
 
 from gp_virl.model.attention import attend, attend_causal
-from gp_virl.model.cache import KeyValues
-from gp_virl.model.config import DTYPES, GROUP, ModelConfig
+from gp_virl.model.cache import CrossKeyValues, KeyValues
+from gp_virl.model.config import DTYPES, ModelConfig
 from gp_virl.model.layers import MLP, Linear, RMSNorm, rotary_angles, rotate
+from gp_virl.model.stacks import recomputed, stack
 from gp_virl.sharding import constrain
 
 
@@ -19,6 +18,15 @@ class Cross:
     """Projected image features and which of them each text token may look at."""
 
     states: Float[Array, "B I D"]
+    visible: Bool[Array, "B S I"]
+
+
+@struct.dataclass
+class CrossMemory:
+    """Image features already turned into keys and values of every cross-attention layer."""
+
+    k: CrossKeyValues
+    v: CrossKeyValues
     visible: Bool[Array, "B S I"]
 
 
@@ -39,7 +47,8 @@ class Surroundings:
     sin: Float[Array, "B S 1 h"]
     together: Bool[Array, "#B S S"] | None  # True where two tokens belong to one conversation
     memory: tuple[Memory, ...]
-    cross: Cross | None
+    cross: Cross | None  # None where a layer's keys and values are given with it
+    looks: Bool[Array, "B S I"] | None  # True where a token sees a feature; None without images
 
 
 class Attention(nnx.Module):
@@ -114,14 +123,20 @@ class CrossAttention(Attention):
         self.q_norm = RMSNorm(config.head_dim, "head_dim", config)
         self.k_norm = RMSNorm(config.head_dim, "head_dim", config)
 
-    def __call__(self, x: Float[Array, "B S D"], cross: Cross) -> Float[Array, "B S D"]:
-        """A row of text that sees no feature is attended over all of them, as in HF."""
-        states = cross.states.astype(x.dtype)
-        q = head_major(self.q_norm(self.heads_of(self.q_proj(x))), "heads")
+    def keys_values(
+        self, states: Float[Array, "B I D"]
+    ) -> tuple[Float[Array, "B Kh I d"], Float[Array, "B Kh I d"]]:
+        """What text attends to; computed once per image where a cache keeps it."""
         k = head_major(self.k_norm(self.heads_of(self.k_proj(states))), "kv_heads")
-        v = head_major(self.heads_of(self.v_proj(states)), "kv_heads")
-        blind = ~cross.visible.any(-1, keepdims=True)
-        return self.out(attend(q, ((k, v, cross.visible | blind),)))
+        return k, head_major(self.heads_of(self.v_proj(states)), "kv_heads")
+
+    def __call__(
+        self, x: Float[Array, "B S D"], kv: tuple, looks: Bool[Array, "B S I"]
+    ) -> Float[Array, "B S D"]:
+        """A row of text that sees no feature is attended over all of them, as in HF."""
+        q = head_major(self.q_norm(self.heads_of(self.q_proj(x))), "heads")
+        blind = ~looks.any(-1, keepdims=True)
+        return self.out(attend(q, ((*kv, looks | blind),)))
 
 
 class CrossLayer(nnx.Module):
@@ -137,9 +152,13 @@ class CrossLayer(nnx.Module):
         self.cross_attn_attn_gate = nnx.Param(gate, out_sharding=(None,))
         self.cross_attn_mlp_gate = nnx.Param(gate, out_sharding=(None,))
 
-    def __call__(self, x: Float[Array, "B S D"], cross: Cross) -> Float[Array, "B S D"]:
-        sighted = cross.visible.any(-1, keepdims=True).astype(x.dtype)
-        attended = self.cross_attn(self.input_layernorm(x), cross)
+    def __call__(
+        self, x: Float[Array, "B S D"], around: Surroundings, kv: tuple | None
+    ) -> Float[Array, "B S D"]:
+        if kv is None:
+            kv = self.cross_attn.keys_values(around.cross.states.astype(x.dtype))
+        sighted = around.looks.any(-1, keepdims=True).astype(x.dtype)
+        attended = self.cross_attn(self.input_layernorm(x), kv, around.looks)
         if self.text_rows == "both":
             attended = sighted * attended
         x = x + jnp.tanh(self.cross_attn_attn_gate[...].astype(x.dtype)) * attended
@@ -149,34 +168,29 @@ class CrossLayer(nnx.Module):
         return constrain(x, "batch", None, None)
 
 
-def recomputed(layer: nnx.Module, *inputs: Any) -> Any:
-    """layer(*inputs), whose activations are recomputed in the backward pass instead of kept."""
-    graph, weights = nnx.split(layer)
-    call = jax.checkpoint(
-        lambda weights, *inputs: nnx.merge(graph, weights)(*inputs), prevent_cse=False
-    )
-    return call(weights, *inputs)
-
-
 class Group(nnx.Module):
-    """Five layers: self x3, gated cross, self."""
+    """One group of layers, by default self x3, gated cross, self."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
         self.remat = config.remat
         kinds = {"self": SelfLayer, "cross": CrossLayer}
-        self.layers = nnx.List([kinds[kind](config, rngs) for kind in GROUP])
+        self.layers = nnx.List([kinds[kind](config, rngs) for kind in config.pattern])
 
     def __call__(
-        self, x: Float[Array, "B S D"], around: Surroundings, memory: tuple
+        self, x: Float[Array, "B S D"], around: Surroundings, memory: tuple, seen: tuple | None
     ) -> tuple[Float[Array, "B S D"], tuple]:
-        """`memory`: (k, v), each [J B Kh s d], per stretch. Returns x and the new (k, v)."""
-        kept, j = [], 0
+        """`memory`: (k, v), each [J B Kh s d], per stretch; `seen`: those of images, [X B Kh I d].
+
+        Returns x and the tokens' own (k, v).
+        """
+        kept, j, images = [], 0, 0
         for layer in self.layers:
             if isinstance(layer, CrossLayer):
-                if around.cross is None:
+                if around.looks is None:
                     continue
-                inputs = (x, around.cross)
+                inputs = (x, around, seen and tuple(part[images] for part in seen))
                 x = recomputed(layer, *inputs) if self.remat else layer(*inputs)
+                images += 1
                 continue
             inputs = (x, around, tuple((k[j], v[j]) for k, v in memory))
             x, kv = recomputed(layer, *inputs) if self.remat else layer(*inputs)
@@ -185,25 +199,8 @@ class Group(nnx.Module):
         return x, tuple(jnp.stack(part) for part in zip(*kept, strict=True))
 
 
-def stack(count: int, make: Any, rngs: nnx.Rngs) -> nnx.Module:
-    """`count` copies of make(rngs), differently initialised, stacked along a leading "layers"."""
-
-    @nnx.split_rngs(splits=count)
-    @nnx.vmap(
-        in_axes=(0,),
-        out_axes=0,
-        axis_size=count,
-        # Without it the layer axis would silently take the first weight axis's place on the mesh.
-        transform_metadata={nnx.PARTITION_NAME: "layers"},
-    )
-    def build(rngs):
-        return make(rngs)
-
-    return build(rngs)
-
-
 class TextDecoder(nnx.Module):
-    """HF MllamaTextModel; its layer 5g + j is `groups.layers[j]`, row g of the leading axis."""
+    """HF MllamaTextModel; its layer `len(pattern) * g + j` is `groups.layers[j]` at g."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
         self.config = config
@@ -226,7 +223,7 @@ class TextDecoder(nnx.Module):
         positions: Int[Array, "B S"],
         together: Bool[Array, "#B S S"] | None = None,
         memory: tuple[Memory, ...] = (),
-        cross: Cross | None = None,
+        cross: Cross | CrossMemory | None = None,
         keep: bool = False,
     ) -> tuple[Float[Array, "B S D"], tuple[KeyValues, KeyValues] | None]:
         """Normed hidden states and, if `keep`, the tokens' keys and values [G J B Kh S d].
@@ -238,14 +235,37 @@ class TextDecoder(nnx.Module):
         table = constrain(self.embed_tokens[...].astype(self.dtype), "vocab", None)
         x = constrain(jnp.take(table, tokens, axis=0, mode="clip"), "batch", None, None)
         cos, sin = rotary_angles(self.config, positions)
-        around = Surroundings(cos=cos, sin=sin, together=together, memory=memory, cross=cross)
+        around = Surroundings(
+            cos=cos,
+            sin=sin,
+            together=together,
+            memory=memory,
+            cross=cross if isinstance(cross, Cross) else None,
+            looks=None if cross is None else cross.visible,
+        )
         graph, weights = nnx.split(self.groups)
 
         def group(x, slices):
-            weights, memory = slices
-            x, kv = nnx.merge(graph, weights)(x, around, memory)
+            weights, memory, seen = slices
+            x, kv = nnx.merge(graph, weights)(x, around, memory, seen)
             return x, kv if keep else None
 
         stretches = tuple((m.k, m.v) for m in memory)
-        x, kv = jax.lax.scan(group, x, (weights, stretches))
+        seen = (cross.k, cross.v) if isinstance(cross, CrossMemory) else None
+        x, kv = jax.lax.scan(group, x, (weights, stretches, seen))
         return self.norm(x), kv
+
+    def look(self, states: Float[Array, "B I D"]) -> tuple[CrossKeyValues, CrossKeyValues]:
+        """Keys and values of image features in every cross-attention layer."""
+        graph, weights = nnx.split(self.groups)
+        states = states.astype(self.dtype)
+        slots = [j for j, kind in enumerate(self.config.pattern) if kind == "cross"]
+        if not slots:
+            raise ValueError(f"pattern={self.config.pattern}: no layer looks at images")
+
+        def group(_, weights):
+            layers = nnx.merge(graph, weights).layers
+            pairs = [layers[j].cross_attn.keys_values(states) for j in slots]
+            return None, tuple(jnp.stack(part) for part in zip(*pairs, strict=True))
+
+        return jax.lax.scan(group, None, weights)[1]

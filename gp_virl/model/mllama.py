@@ -1,4 +1,4 @@
-"""Llama-3.2-Vision's text side with its output head and a value head, and how to build it."""
+"""Llama-3.2-Vision with its output head and a value head, and how to build it."""
 
 from typing import Any
 
@@ -9,11 +9,12 @@ from flax.core import spmd
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from gp_virl.model.cache import LaneCache, ReplyCache
+from gp_virl.model.cache import CrossCache, LaneCache, ReplyCache
 from gp_virl.model.config import ModelConfig
-from gp_virl.model.decoder import Cross, Memory, TextDecoder
+from gp_virl.model.decoder import Cross, CrossMemory, Memory, TextDecoder
 from gp_virl.model.layers import Linear
 from gp_virl.model.value_head import ValueHead
+from gp_virl.model.vision import Affine, VisionTower
 from gp_virl.sharding import TRAINING, constrain
 
 
@@ -31,6 +32,36 @@ class Mllama(nnx.Module):
         head = (config.hidden_size, config.vocab_size)
         self.lm_head = Linear(head, ("embed", "vocab"), config, rngs)
         self.value_head = ValueHead(config, rngs)
+        if config.vision is not None:
+            self.vision_model = VisionTower(config, rngs)
+            wide = (config.vision.output_size, config.hidden_size)
+            self.multi_modal_projector = Affine(wide, (None, "embed"), config, rngs)
+
+    def encode_images(
+        self,
+        pixels: Float[Array, "B M C h w"],
+        aspect_ratio_ids: Int[Array, "B"],
+        real: Bool[Array, "B M"],
+        tiles: int | None = None,
+    ) -> Float[Array, "B I D"]:
+        """What text attends to: projected features of each image, tile after tile.
+
+        Pixels are normalised, and cut into tiles as `images.tiled` does; `real` tells the image's
+        tiles from padding, which takes part in the tower as in HF. `tiles` says how many of them
+        to keep after it. As text sees no padding, dropping it changes nothing for tokens that see
+        a feature; those that see none attend to all in HF's order (`text_rows`="mlp"), also to
+        padding, and to nothing in Meta's. Several images of a row are encoded as several rows.
+        """
+        features = self.vision_model(pixels, aspect_ratio_ids, real)[:, :tiles]
+        features = self.multi_modal_projector(features)
+        return features.reshape(features.shape[0], -1, features.shape[-1])
+
+    def look(
+        self, states: Float[Array, "B I D"], real: Bool[Array, "B I"], since: Int[Array, "B"]
+    ) -> CrossCache:
+        """What lanes keep of their images' features; see CrossCache for `real` and `since`."""
+        k, v = self.language_model.look(states)
+        return CrossCache(k=k, v=v, real=real, since=since)
 
     def hidden(
         self,
@@ -57,18 +88,29 @@ class Mllama(nnx.Module):
         return self.value_head(hidden)
 
     def extend(
-        self, tokens: Int[Array, "B C"], count: Int[Array, "B"], cache: LaneCache
+        self,
+        tokens: Int[Array, "B C"],
+        count: Int[Array, "B"],
+        cache: LaneCache,
+        images: CrossCache | None = None,
     ) -> tuple[Float[Array, "B C D"], LaneCache]:
         """Hidden states of the first count[b] tokens appended to lane b, and the longer cache.
 
         Hidden states at and after count[b] mean nothing.
         """
         positions = cache.length[:, None] + jnp.arange(tokens.shape[1])
-        hidden, (k, v) = self.language_model(tokens, positions, memory=(_held(cache),), keep=True)
+        hidden, (k, v) = self.language_model(
+            tokens, positions, memory=(_held(cache),), cross=_seen(images, positions), keep=True
+        )
         return hidden, cache.append(tokens, k, v, count)
 
     def step(
-        self, token: Int[Array, "B"], column: Int[Array, ""], cache: LaneCache, reply: ReplyCache
+        self,
+        token: Int[Array, "B"],
+        column: Int[Array, ""],
+        cache: LaneCache,
+        reply: ReplyCache,
+        images: CrossCache | None = None,
     ) -> tuple[Float[Array, "B D"], ReplyCache]:
         """Hidden state of every lane's reply token number `column`, and the reply cache with it.
 
@@ -78,7 +120,11 @@ class Mllama(nnx.Module):
         before = jnp.arange(reply.k.shape[4]) < column
         said = Memory(k=reply.k, v=reply.v, visible=before[None, None])
         hidden, (k, v) = self.language_model(
-            token[:, None], positions, memory=(_held(cache), said), keep=True
+            token[:, None],
+            positions,
+            memory=(_held(cache), said),
+            cross=_seen(images, positions),
+            keep=True,
         )
         return hidden[:, 0], reply.write(column, k, v)
 
@@ -86,6 +132,20 @@ class Mllama(nnx.Module):
 def _held(cache: LaneCache) -> Memory:
     visible = jnp.arange(cache.size) < cache.length[:, None]
     return Memory(k=cache.k, v=cache.v, visible=visible[:, None])
+
+
+def _seen(images: CrossCache | None, positions: Int[Array, "B S"]) -> CrossMemory | None:
+    if images is None:
+        return None
+    return CrossMemory(k=images.k, v=images.v, visible=images.visible(positions))
+
+
+def tile_features(shown: Bool[Array, "*b M"], patches: int) -> Bool[Array, "*b I"]:
+    """A mask of tiles as one of their features, `patches` of each (VisionConfig.num_patches).
+
+    Masks of several images a row, [B S N M], are reshaped to [B S N*M] before.
+    """
+    return jnp.repeat(shown, patches, axis=-1)
 
 
 def abstract(

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from gp_virl.model.cache import LaneCache, ReplyCache, empty_reply
+from gp_virl.model.cache import CrossCache, LaneCache, ReplyCache, empty_reply
 from gp_virl.model.mllama import Mllama
 from gp_virl.rollout.sampling import Sampling, sample
 from gp_virl.types import Context
@@ -35,27 +35,43 @@ class _Speech:
     cache: ReplyCache
 
 
-def common_prefix(cache: LaneCache, context: Context) -> Int[Array, "B"]:
-    """Leading tokens of the wanted context that each lane already holds."""
+def common_prefix(
+    cache: LaneCache, context: Context, new_image: Bool[Array, "B"] | None = None
+) -> Int[Array, "B"]:
+    """Leading tokens of the wanted context that each lane already holds.
+
+    None where `new_image`: what a lane holds was read with another image in sight.
+    """
     place = jnp.arange(cache.size)
     differs = cache.tokens != context.tokens
     differs |= place >= jnp.minimum(cache.length, context.length)[:, None]
+    if new_image is not None:
+        differs |= new_image[:, None]
     return jnp.where(differs.any(-1), jnp.argmax(differs, axis=-1), cache.size).astype(jnp.int32)
 
 
-def kept_prefix(cache: LaneCache, context: Context) -> Int[Array, "B"]:
+def kept_prefix(
+    cache: LaneCache, context: Context, new_image: Bool[Array, "B"] | None = None
+) -> Int[Array, "B"]:
     """Leading tokens that need not be run; the last one always is, for its hidden state."""
-    return jnp.clip(common_prefix(cache, context), 0, jnp.maximum(context.length - 1, 0))
+    held = common_prefix(cache, context, new_image)
+    return jnp.clip(held, 0, jnp.maximum(context.length - 1, 0))
 
 
 def prefill(
-    model: Mllama, cache: LaneCache, context: Context, chunk: int, active: Bool[Array, "B"]
+    model: Mllama,
+    cache: LaneCache,
+    context: Context,
+    chunk: int,
+    active: Bool[Array, "B"],
+    images: CrossCache | None = None,
+    new_image: Bool[Array, "B"] | None = None,
 ) -> tuple[Float[Array, "B D"], LaneCache]:
     """Hidden state at the context's last token of every active lane, and the caches that hold it.
 
     Lanes advance together, `chunk` tokens at a time, until the one with most to read is done.
     """
-    start = kept_prefix(cache, context)
+    start = kept_prefix(cache, context, new_image)
     cache = cache.replace(length=jnp.where(active, start, cache.length))
     lanes = jnp.arange(context.tokens.shape[0])
 
@@ -67,7 +83,7 @@ def prefill(
         count = jnp.minimum(missing(cache), chunk)
         places = cache.length[:, None] + jnp.arange(chunk)
         tokens = jnp.take_along_axis(context.tokens, places, axis=1, mode="clip")
-        hidden, cache = model.extend(tokens, count, cache)
+        hidden, cache = model.extend(tokens, count, cache, images)
         final = hidden[lanes, jnp.maximum(count - 1, 0)]
         return jnp.where((count > 0)[:, None], final, last), cache
 
@@ -86,6 +102,7 @@ def decode(
     size: int,
     active: Bool[Array, "B"],
     forbidden: Bool[Array, "V"] | None,
+    images: CrossCache | None = None,
 ) -> _Speech:
     """Replies of at most `size` tokens after the hidden states `last`; ends when all have ended."""
     lanes = active.shape[0]
@@ -107,7 +124,8 @@ def decode(
 
     def go_on(speech: _Speech) -> _Speech:
         column = speech.spoken - 1
-        hidden, reply = model.step(speech.tokens[:, column], column, cache, speech.cache)
+        said = speech.tokens[:, column]
+        hidden, reply = model.step(said, column, cache, speech.cache, images)
         return speak(speech.replace(cache=reply), hidden)
 
     silent = _Speech(
@@ -134,22 +152,25 @@ def turn(
     chunk: int,
     active: Bool[Array, "B"],
     forbidden: Bool[Array, "V"] | None = None,
+    images: CrossCache | None = None,
+    new_image: Bool[Array, "B"] | None = None,
 ) -> tuple[Reply, LaneCache]:
     """Every active lane's reply of at most `size` tokens to its context, and the caches after it.
 
     A lane keeps the keys and values of the longest common prefix of what it holds and its
     context, and runs the rest. Afterwards it holds context and reply except the reply's last
     token, whose keys and values were never needed. What doesn't fit the lane's room is said, but
-    not held. Raises ValueError when context and cache differ in room.
+    not held. `images` is what the lanes look at, and `new_image` is True where it changed since
+    the lane's last turn. Raises ValueError when context and cache differ in room.
     """
     if context.tokens.shape[1] != cache.size:
         raise ValueError(
             f"context has {context.tokens.shape[1]} columns, the cache room for {cache.size} "
             "tokens: make both the same"
         )
-    prefilled = context.length - kept_prefix(cache, context)
-    last, cache = prefill(model, cache, context, chunk, active)
-    speech = decode(model, cache, last, keys, sampling, stops, size, active, forbidden)
+    prefilled = context.length - kept_prefix(cache, context, new_image)
+    last, cache = prefill(model, cache, context, chunk, active, images, new_image)
+    speech = decode(model, cache, last, keys, sampling, stops, size, active, forbidden, images)
     reply = Reply(
         tokens=speech.tokens,
         length=speech.length,

@@ -59,3 +59,25 @@ def test_mistakes_name_what_is_allowed():
         preset("tiny", num_key_value_heads=3)
     with pytest.raises(ValueError, match="even"):
         preset("tiny", head_dim=15)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "groups", "crosses"),
+    [
+        (("cross", "self"), 3, (0, 2, 4)),
+        (("self",), 4, ()),
+        (("self", "cross", "self", "self", "cross"), 1, (1, 4)),
+    ],
+)
+def test_other_patterns_of_layers(pattern, groups, crosses):
+    config = preset("tiny", pattern=pattern, groups=groups)
+    assert config.cross_attention_layers == crosses
+    assert config.num_hidden_layers == len(pattern) * groups
+    assert parameters(config, "language_model") == expected_text(config)
+
+
+def test_a_pattern_needs_self_attention():
+    with pytest.raises(ValueError, match="at least one is 'self'"):
+        preset("tiny", pattern=("cross",))
+    with pytest.raises(ValueError, match="'self' or 'cross'"):
+        preset("tiny", pattern=("self", "local"))
