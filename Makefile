@@ -46,6 +46,6 @@ $(VENV)/.installed: setup.py | $(BIN)/python
 	@touch $@
 
 $(VENV)/.installed_test: setup.py | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	$(BIN)/python -m pip install --quiet --editable '.[test,torch]'
 	@touch $@
 	@touch $(VENV)/.installed
