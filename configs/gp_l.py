@@ -17,8 +17,8 @@ def tiny(config: ConfigDict) -> None:
     """0.25M parameters from scratch: two CPU cores, at most 20 minutes."""
     config.data.update(ood_share=0.5, suboptimal=0.2, examples=60_000)
     config.base.update(steps=700, learning_rate=3e-3)
-    config.sft.update(steps=600, learning_rate=1e-3)
-    config.sft_matched.update(steps=600, learning_rate=1e-4)
+    config.sft.update(steps=800, learning_rate=1e-3)
+    config.sft_matched.update(steps=800, learning_rate=1e-4)
     config.rollout.update(lanes=256)
     config.ppo.update(
         updates=36,
