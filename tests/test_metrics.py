@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+import types
 from pathlib import Path
 
 import jax
@@ -18,6 +19,7 @@ from gp_virl.metrics import (
     jsonl_writer,
     means,
     merge,
+    run_writer,
     tally,
     tensorboard_writer,
 )
@@ -159,3 +161,29 @@ def test_tensorboard_shows_the_scalars_of_steps(tmp_path: Path, monkeypatch) -> 
     writer.write({"kind": "ppo", "branch": "rl", "step": 3, "seed": 0, "kl": jnp.float32(0.5)})
     writer.write({"kind": "eval", "branch": "rl", "value": 0.5})
     assert seen == [str(tmp_path), ("ppo/rl/kl", 0.5, 3)]
+
+
+def test_a_run_is_shown_in_wandb_as_well(tmp_path, monkeypatch) -> None:
+    sent = []
+    run = types.SimpleNamespace(log=sent.append)
+    fake = types.SimpleNamespace(init=lambda **about: sent.append(about) or run)
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    writer = run_writer(tmp_path, ("wandb",))
+    record = {"kind": "ppo", "branch": "rl", "step": 3, "reward": jnp.float32(0.5)}
+    writer.write(record)
+    assert sent[0]["name"] == "wandb"
+    assert sent[1] == {"ppo/rl/step": 3, "ppo/rl/reward": 0.5}
+    assert json.loads((tmp_path / "metrics.jsonl").read_text())["reward"] == 0.5
+    assert writer.truncate(2, branch="rl") == 1
+    assert not (tmp_path / "metrics.jsonl").read_text()
+
+
+def test_other_processes_show_nothing(tmp_path) -> None:
+    run_writer(tmp_path, ("wandb", "tensorboard"), process_index=1).write({"kind": "sft"})
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_absent_package_is_named(tmp_path, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(MetricsError, match=r"pip install -e '\.\[wandb\]'"):
+        run_writer(tmp_path, ("wandb",))
