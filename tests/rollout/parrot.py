@@ -38,13 +38,13 @@ class Parrot(Mllama):
     def value(self, hidden):
         return hidden @ jnp.sin(jnp.arange(hidden.shape[-1]))
 
-    def extend(self, tokens, count, cache):
+    def extend(self, tokens, count, cache, images=None):
         shape = (*cache.k.shape[:4], tokens.shape[1], cache.k.shape[5])
         cache = cache.append(tokens, jnp.zeros(shape), jnp.zeros(shape), count)
         said = self._hidden(cache, jnp.int32(0))
         return jnp.broadcast_to(said[:, None], (*tokens.shape, said.shape[-1])), cache
 
-    def step(self, token, column, cache, reply):
+    def step(self, token, column, cache, reply, images=None):
         return self._hidden(cache, column + 1), reply
 
     def _hidden(self, cache, column):
