@@ -139,11 +139,10 @@ def evaluator(lab: Lab, branch: Branch, writer: RunWriter, last: int) -> Callabl
             "compute_flops": compute,
         }
         splits = list(lab.config.splits)
-        hands = lab.config.eval.hands if updates == last else lab.config.eval.curve_hands
-        decodings = DECODINGS if updates == last else DECODINGS[:1]
-        found = evaluate(lab, params, hands, about, splits, decodings)
         if updates == last:
-            found += evaluate(lab, params, hands, about, ["held_out"], DECODINGS[:1])
+            found = evaluate(lab, params, lab.config.eval.hands, about, [*splits, "held_out"])
+        else:
+            found = evaluate(lab, params, lab.config.eval.curve_hands, about, splits, DECODINGS[:1])
         for record in found:
             writer.write(record)
         say(f"{branch.label}  after {updates:>5} updates: {shown(found)}")
