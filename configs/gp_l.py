@@ -21,7 +21,7 @@ def tiny(config: ConfigDict) -> None:
     config.sft_matched.update(steps=800, learning_rate=1e-4)
     config.rollout.update(lanes=256)
     config.ppo.update(
-        updates=36,
+        updates=40,
         epochs=2,
         learning_rate=1e-4,
         value_learning_rate=3e-3,
@@ -31,6 +31,7 @@ def tiny(config: ConfigDict) -> None:
         value_clip=0.2,
         reward_scale=0.2,
     )
+    config.eval.update(points=8)
 
 
 def small(config: ConfigDict) -> None:

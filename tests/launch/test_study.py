@@ -11,12 +11,15 @@ import pytest
 from gp_virl.plots import results
 
 ROOT = Path(__file__).parents[2]
+# The three fine-tuning runs are alike, so that one compiled program serves them all.
+SFT = {"steps": 4, "batch_size": 4, "microbatch": 4, "length": 128, "learning_rate": 1e-3}
+SFT |= {"schedule": "constant", "warmup": 1}
 SMALL = {
     "env.max_turns": 2,
     "data.examples": 64,
     "data.max_errors": 1,
     **{f"{run}.{key}": value for run in ("base", "sft", "sft_matched")
-       for key, value in {"steps": 4, "batch_size": 4, "microbatch": 4, "length": 128}.items()},
+       for key, value in SFT.items()},
     "rollout.lanes": 4,
     "rollout.turns": 3,
     "rollout.reply_length": 16,
@@ -38,20 +41,32 @@ OVERRIDES = [f"--config.{name}={value}" for name, value in SMALL.items()]
 BRANCHES = ("base", "sft", "sft_matched", "rl")
 pytestmark = pytest.mark.slow
 
-# Dies when the branch would keep a checkpoint of that step: all since the last one is lost.
+# Fails when the base would keep its second checkpoint, begins again, and dies when the RL branch
+# would keep its second: each time all since the first one is lost.
 KILLED = """
 import os, runpy, sys
-from launch import branches
+from launch import branches, lab
 
-name, step, keep = sys.argv[1], int(sys.argv[2]), branches.keep
+keep, run, failed = branches.keep, lab.run, []
 
-def keep_or_die(branch, at, *rest):
-    if (branch.name, at) == (name, step):
+def keep_or_die(branch, step, *rest):
+    if (branch.name, step) == ("rl", 4):
         os._exit(9)
-    keep(branch, at, *rest)
+    if (branch.name, step) == ("base", 4) and not failed:
+        failed.append(step)
+        raise InterruptedError
+    keep(branch, step, *rest)
 
-branches.keep = keep_or_die
-sys.argv = ["study", *sys.argv[3:]]
+def run_again(main):
+    def both():
+        try:
+            main()
+        except InterruptedError:
+            main()
+    run(both)
+
+branches.keep, lab.run = keep_or_die, run_again
+sys.argv = ["study", *sys.argv[1:]]
 runpy.run_module("launch.study", run_name="__main__")
 """
 
@@ -142,8 +157,8 @@ def test_a_study_that_is_done_trains_nothing_again(whole: Path, launched) -> Non
 
 def test_a_killed_study_ends_with_the_same_numbers(whole: Path, place: Path, launched) -> None:
     workdir = f"--workdir={place / 'killed'}"
-    launched(["-c", KILLED, "base", "4"], workdir, code=9)
-    launched(["-c", KILLED, "rl", "4"], workdir, code=9)
+    done = launched(["-c", KILLED], workdir, code=9)
+    assert "base        seed 0: continues after step 2" in done.stderr
     done = launched(["-m", "launch.study"], workdir)
     assert "rl          seed 0: continues after step 2" in done.stderr
     assert lines(place / "killed") == lines(whole)

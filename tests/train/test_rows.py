@@ -79,7 +79,7 @@ def test_segments_are_whole_conversations(seed):
     roll = made_up_rollout(seed)
     zero = jnp.zeros(roll.prompt.shape)
     rows = pack(roll, zero, zero, 1.0, slots=8)
-    ends = np.asarray(roll.terminated | roll.truncated)
+    ends = np.array(roll.terminated | roll.truncated)
     ends[-1] = True
     want = sorted(np.asarray(roll.prompt + roll.reply)[ends].tolist())
     got = []
