@@ -22,7 +22,7 @@ from gp_virl.train.state import TrainState, apply_gradients
 from gp_virl.types import Context
 from launch.compare_inputs import Batch, Pictures, Sizes, tiles_seen
 
-CHUNK = 64  # of prefill
+CHUNK = 128  # tokens of a prompt read at once
 NO_STOPS = (-1,)  # no token ends a reply, so that both sides say equally much
 
 
@@ -129,7 +129,8 @@ def play(graph: Any, params: PyTree, batch: Batch, key: Key[Array, ""], sizes: S
         context, cache = carry
         reply, cache = generation.turn(
             model, cache, context, jax.random.split(key, lanes), Sampling.of(temperature=1.0),
-            jnp.array(NO_STOPS), sizes.turn_reply, CHUNK, jnp.ones(lanes, bool), images=images,
+            jnp.array(NO_STOPS), sizes.turn_reply, sizes.feedback + 1, jnp.ones(lanes, bool),
+            images=images,
         )  # fmt: skip
         start = (0, context.length[0])
         tokens = jax.lax.dynamic_update_slice(context.tokens, reply.tokens, start)
