@@ -31,7 +31,7 @@ format: $(VENV)/.installed_test
 	$(BIN)/ruff format .
 
 bench: $(VENV)/.installed
-	$(CPU_ENV) $(BIN)/python -m launch.bench $(ARGS)
+	$(CPU_ENV) $(BIN)/python -m launch.bench --config=configs/$(TASK).py:$(SCALE) $(ARGS)
 
 clean:
 	rm -rf build *.egg-info .pytest_cache .ruff_cache .hypothesis
@@ -46,6 +46,6 @@ $(VENV)/.installed: setup.py | $(BIN)/python
 	@touch $@
 
 $(VENV)/.installed_test: setup.py | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	$(BIN)/python -m pip install --quiet --editable '.[test,torch]'
 	@touch $@
 	@touch $(VENV)/.installed

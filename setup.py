@@ -28,7 +28,7 @@ REQUIRES = [
 ]
 EXTRAS = {
     "tpu": ["libtpu"],
-    "torch": ["torch>=2.5"],
+    "torch": ["torch==2.13.0"],  # the release that parity is tested with
     "test": [
         "beartype>=0.20",
         "hypothesis>=6.100",

@@ -28,7 +28,7 @@ def study(task: str, scale: str) -> ConfigDict:
             exceeded=-1.0,
         ),
     )
-    config.ood = ConfigDict()
+    config.ood = ConfigDict()  # splits by name, made by `variant`
     config.text = dict(tokenizer="tiny", wording="brief")
     config.model = dict(size=scale, dtype="float32", remat=False)
     config.data = dict(
@@ -61,31 +61,39 @@ def study(task: str, scale: str) -> ConfigDict:
         top_p=1.0,
     )
     config.ppo = dict(
-        updates=60,
-        epochs=2,
+        updates=20,
+        epochs=4,
         minibatches=2,
         microbatch=32,
-        learning_rate=3e-4,
+        learning_rate=1e-6,
         schedule="constant",
         warmup=0,
         final_share=0.0,
         beta2=0.99,
         clip_norm=1.0,
-        value_warmup=3,
-        clip=0.2,
-        value_clip=0.2,
+        value_learning_rate=1e-5,
+        value_warmup=0,
+        clip=0.1,
+        value_clip=0.1,
         value_coef=0.5,
+        value_shapes_decoder=True,
         entropy_coef=0.0,
         kl_coef=0.0,
-        kl_logged=False,
+        kl_logged=True,
         discount=0.9,
         lam=0.95,
         ratio_level="turn",
-        thought_coef=1.0,
-        reward_scale=0.2,
+        thought_coef=0.5,
+        reward_scale=1.0,
     )
     config.eval = dict(
         hands=2048, curve_hands=512, lanes=256, points=6, seed=0, transcripts=32, lam="measured"
     )
     config.mesh = dict(data=0, fsdp=1, tensor=1)
     return config
+
+
+def variant(env: ConfigDict, **changes) -> ConfigDict:
+    """An out-of-distribution split: `env` as it will be after overrides, with some changes."""
+    same = {name: env.get_ref(name) for name in env if name != "rewards"}
+    return ConfigDict(same | changes)

@@ -8,11 +8,61 @@ from configs import common
 def get_config(arg: str = "tiny") -> ConfigDict:
     """GP-L. --config=configs/gp_l.py:tiny | small | 11b"""
     config = common.study(task="gp_l", scale=arg)
-    config.ood.rule = dict(rule="face_rank", require_face=True)
-    if arg == "tiny":
-        config.data.update(ood_share=0.5, suboptimal=0.2, examples=60_000)
-        config.base.update(steps=700, learning_rate=3e-3)
-        config.sft.update(steps=400, learning_rate=1e-3)
-        config.sft_matched.update(steps=200, learning_rate=3e-4)
-        config.ppo.update(updates=60)
+    config.ood.rule = common.variant(config.env, rule="face_rank", require_face=True)
+    SETTINGS[arg](config)
     return config.lock()
+
+
+def tiny(config: ConfigDict) -> None:
+    """0.25M parameters from scratch: two CPU cores, at most 20 minutes."""
+    config.data.update(ood_share=0.5, suboptimal=0.2, examples=60_000)
+    config.base.update(steps=700, learning_rate=3e-3)
+    config.sft.update(steps=800, learning_rate=1e-3)
+    config.sft_matched.update(steps=800, learning_rate=1e-4)
+    config.rollout.update(lanes=256)
+    config.ppo.update(
+        updates=36,
+        epochs=2,
+        learning_rate=1e-4,
+        value_learning_rate=3e-3,
+        value_warmup=4,
+        value_shapes_decoder=False,
+        clip=0.2,
+        value_clip=0.2,
+        reward_scale=0.2,
+    )
+
+
+def small(config: ConfigDict) -> None:
+    """44M parameters from scratch: one GPU."""
+    tiny(config)
+    config.model.dtype = "bfloat16"
+    config.data.update(examples=400_000)
+    for run in (config.base, config.sft, config.sft_matched):
+        run.update(batch_size=128, microbatch=128)
+    config.base.update(steps=1500, learning_rate=6e-4, warmup=200)
+    config.sft.update(steps=800, learning_rate=2e-4)
+    config.sft_matched.update(steps=800, learning_rate=2e-5)
+    config.rollout.update(lanes=512)
+    config.ppo.update(updates=60, learning_rate=2e-5, microbatch=64)
+    config.eval.update(hands=4096, curve_hands=2048, lanes=1024, points=10)
+
+
+def large(config: ConfigDict) -> None:
+    """Llama-3.2-Vision 11B with the paper's settings, 256 turns a device on 32 devices.
+
+    The tokenizer is a directory or a hub name; the base run is the paper's SFT initialisation.
+    """
+    config.text.update(tokenizer="meta-llama/Llama-3.2-11B-Vision-Instruct", wording="full")
+    config.model.update(dtype="bfloat16", remat=True)
+    config.base.update(steps=200, learning_rate=1e-6, length=1024, batch_size=64, microbatch=64)
+    config.sft.update(steps=400, learning_rate=1e-6, length=1024, batch_size=64, microbatch=64)
+    config.sft_matched.update(config.sft)
+    config.rollout.update(lanes=512, turns=16, reply_length=512, reply_bytes=2048, context=4096)
+    config.rollout.update(chunk=256)
+    config.ppo.update(microbatch=32)
+    config.eval.update(lanes=512)
+    config.mesh.update(fsdp=32)
+
+
+SETTINGS = {"tiny": tiny, "small": small, "11b": large}

@@ -10,6 +10,8 @@ import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from ml_collections import ConfigDict
+
 
 class ConfigError(ValueError):
     """One or more configuration fields are wrong; the message lists them all."""
@@ -51,7 +53,7 @@ class Rewards:
 
 @dataclass(frozen=True)
 class EnvConfig:
-    """One split of GeneralPoints (SPEC section 3)."""
+    """One split of GeneralPoints."""
 
     rule: str
     target: int = at_least(1)
@@ -129,7 +131,11 @@ class RolloutConfig:
 
 @dataclass(frozen=True)
 class PpoConfig:
-    """Multi-turn PPO (SPEC section 6); one reply is one action at `ratio_level` turn."""
+    """Multi-turn PPO (paper, section 3); one reply is one action at `ratio_level` turn.
+
+    The value head has its own learning rate, as it starts from nothing, and trains alone in the
+    first `value_warmup` updates. `value_shapes_decoder`: its loss trains the decoder too.
+    """
 
     updates: int = at_least(0)
     epochs: int = at_least(1)
@@ -141,10 +147,12 @@ class PpoConfig:
     final_share: float = between(0, 1)
     beta2: float = between(0, 1)
     clip_norm: float = above(0)
+    value_learning_rate: float = above(0)
     value_warmup: int = at_least(0)
     clip: float = above(0)
     value_clip: float = above(0)
     value_coef: float = at_least(0)
+    value_shapes_decoder: bool
     entropy_coef: float = at_least(0)
     kl_coef: float = at_least(0)
     kl_logged: bool
@@ -207,7 +215,7 @@ class StudyConfig:
         return splits
 
 
-def build(config: Mapping) -> StudyConfig:
+def build(config: Mapping | ConfigDict) -> StudyConfig:
     """Return the checked study; raises `ConfigError` listing every wrong field."""
     problems: list[str] = []
     study = _build(StudyConfig, config, "config", problems)
@@ -218,17 +226,36 @@ def build(config: Mapping) -> StudyConfig:
     return study
 
 
+def path_problem(path: str) -> str | None:
+    """What is wrong with a dotted path such as 'sft.steps' or 'ood.rule.target', or None."""
+    kind, seen = StudyConfig, "config"
+    for name in path.split("."):
+        if kind is dict:  # `ood`: any name, then fields of an environment
+            kind, seen = EnvConfig, f"{seen}.{name}"
+            continue
+        if not dataclasses.is_dataclass(kind):
+            return f"config.{path}: {seen} is a value and has no parts"
+        if name not in (known := {f.name for f in dataclasses.fields(kind)}):
+            return _unknown(f"{seen}.{name}", name, known, kind)
+        kind, seen = typing.get_type_hints(kind)[name], f"{seen}.{name}"
+    return None
+
+
+def _unknown(path: str, name: str, known, kind) -> str:
+    near = difflib.get_close_matches(name, known, 1)
+    hint = f" (did you mean {near[0]}?)" if near else ""
+    return f"{path}: unknown{hint}; allowed: {_names(kind)}"
+
+
 def _build(kind, given, path: str, problems: list[str]):
     if not isinstance(given, Mapping) and not hasattr(given, "items"):
         problems.append(f"{path}: given {given!r}, allowed: a section with {_names(kind)}")
         return None
     fields = {f.name: f for f in dataclasses.fields(kind)}
-    types = typing.get_type_hints(kind)
+    types, before = typing.get_type_hints(kind), len(problems)
     for key in given:
         if key not in fields:
-            near = difflib.get_close_matches(key, fields, 1)
-            hint = f" (did you mean {near[0]}?)" if near else ""
-            problems.append(f"{path}.{key}: unknown{hint}; allowed: {_names(kind)}")
+            problems.append(_unknown(f"{path}.{key}", key, fields, kind))
     values = {}
     for name, spec in fields.items():
         if name not in given:
@@ -237,7 +264,7 @@ def _build(kind, given, path: str, problems: list[str]):
             values[name] = _build(types[name], given[name], f"{path}.{name}", problems)
         else:
             values[name] = _checked(given[name], spec, types[name], f"{path}.{name}", problems)
-    return kind(**values) if len(values) == len(fields) else None
+    return kind(**values) if len(problems) == before else None
 
 
 def _checked(value, spec, kind, path: str, problems: list[str]):

@@ -9,7 +9,7 @@ import importlib
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +140,74 @@ def tensorboard_writer(directory: str | Path, process_index: int = 0) -> TensorB
             "pip install -e '.[tensorboard]', or turn TensorBoard off"
         ) from missing
     return TensorBoardWriter(package.SummaryWriter(str(directory)))
+
+
+@dataclasses.dataclass(frozen=True)
+class WandbWriter:
+    """Sends records to Weights & Biases. Made by `wandb_writer`."""
+
+    run: Any  # of the wandb package; None off process 0
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Logs every number of a record under kind/branch/name, with its step beside it."""
+        if self.run is None:
+            return
+        place = "/".join(str(record[key]) for key in ("kind", "branch") if key in record)
+        plain = {name: _plain(name, value) for name, value in record.items()}
+        self.run.log({f"{place}/{n}": v for n, v in plain.items() if isinstance(v, int | float)})
+
+
+def wandb_writer(directory: str | Path, process_index: int = 0) -> WandbWriter:
+    """A writer to a Weights & Biases run of the directory's name; only process 0 writes.
+
+    Raises MetricsError, with the command that helps, if wandb is not installed.
+    """
+    if process_index != 0:
+        return WandbWriter(None)
+    try:
+        package = importlib.import_module("wandb")
+    except ImportError as missing:
+        raise MetricsError(
+            "Weights & Biases output was asked for, but wandb is not installed: "
+            "pip install -e '.[wandb]', or turn it off"
+        ) from missing
+    return WandbWriter(package.init(dir=str(directory), name=Path(directory).name))
+
+
+@dataclasses.dataclass(frozen=True)
+class RunWriter:
+    """A run's metrics.jsonl and whatever else shows its records. Made by `run_writer`."""
+
+    record: JsonlWriter
+    shows: tuple[TensorBoardWriter | WandbWriter, ...]
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Writes to metrics.jsonl and to every show."""
+        self.record.write(record)
+        for show in self.shows:
+            show.write(record)
+
+    def truncate(self, after: int, **match: Any) -> int:
+        """As `JsonlWriter.truncate`; shows keep what they have."""
+        return self.record.truncate(after, **match)
+
+
+SHOWS = {"tensorboard": tensorboard_writer, "wandb": wandb_writer}
+
+
+def run_writer(
+    directory: str | Path, shows: Sequence[str] = (), process_index: int = 0
+) -> RunWriter:
+    """The writer of a run directory; `shows` are names of SHOWS.
+
+    Raises MetricsError for another name or where its package is not installed.
+    """
+    unknown = sorted(set(shows) - SHOWS.keys())
+    if unknown:
+        raise MetricsError(f"given {', '.join(unknown)}; allowed: {', '.join(SHOWS)}")
+    place = Path(directory)
+    made = tuple(SHOWS[name](place / name, process_index) for name in shows)
+    return RunWriter(jsonl_writer(place / "metrics.jsonl", process_index), made)
 
 
 def _weighed(

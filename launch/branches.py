@@ -7,14 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
+from jax.sharding import NamedSharding
 from jaxtyping import PyTree
 from tqdm import tqdm
 
 from gp_virl.config import SftConfig
 from gp_virl.data import gp_sft, pipeline
 from gp_virl.io import checkpoint
-from gp_virl.metrics import JsonlWriter
+from gp_virl.metrics import RunWriter
 from gp_virl.model import mllama
+from gp_virl.sharding import spec
 from launch.lab import DECODINGS, Lab, evaluate, shown
 
 
@@ -45,7 +48,7 @@ def keep(branch: Branch, step: int, tree: dict[str, PyTree], about: dict[str, An
 
 
 def resumed(
-    branch: Branch, tree: dict[str, PyTree], about: dict[str, Any], writer: JsonlWriter
+    branch: Branch, tree: dict[str, PyTree], about: dict[str, Any], writer: RunWriter
 ) -> tuple[dict[str, PyTree], dict[str, Any]]:
     """The branch's last checkpoint and its metadata, or `tree` and `about` at step 0.
 
@@ -61,14 +64,14 @@ def resumed(
 
 def load_params(lab: Lab, place: Path) -> tuple[PyTree, dict[str, Any]]:
     """Parameters of the last checkpoint in a directory, and its metadata."""
-    shapes = mllama.abstract(lab.model)[1]
+    shapes = mllama.abstract(lab.model, lab.mesh)[1]
     tree, about = checkpoint.restore(place, {"train": {"params": shapes}}, partial=True)
     return tree["train"]["params"], about
 
 
 def fresh_params(lab: Lab, seed: int) -> PyTree:
     """Random parameters."""
-    return mllama.build(lab.model, jax.random.key(seed))[1]
+    return mllama.build(lab.model, jax.random.key(seed), lab.mesh)[1]
 
 
 def dataset(lab: Lab, branch: Branch) -> gp_sft.GpSft:
@@ -119,7 +122,13 @@ def batches(lab: Lab, branch: Branch, run: SftConfig):
     )
 
 
-def evaluator(lab: Lab, branch: Branch, writer: JsonlWriter, last: int) -> Callable:
+def on_mesh(lab: Lab, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+    """A batch with its rows spread over the mesh; each process gives its own rows."""
+    rows = NamedSharding(lab.mesh, spec("batch", None))
+    return {k: jax.make_array_from_process_local_data(rows, x) for k, x in batch.items()}
+
+
+def evaluator(lab: Lab, branch: Branch, writer: RunWriter, last: int) -> Callable:
     """evaluate(params, updates, compute): curve points on few hands, step `last` on all."""
 
     def run(params: PyTree, updates: int, compute: float) -> None:
@@ -130,10 +139,11 @@ def evaluator(lab: Lab, branch: Branch, writer: JsonlWriter, last: int) -> Calla
             "compute_flops": compute,
         }
         splits = list(lab.config.splits)
+        hands = lab.config.eval.hands if updates == last else lab.config.eval.curve_hands
+        decodings = DECODINGS if updates == last else DECODINGS[:1]
+        found = evaluate(lab, params, hands, about, splits, decodings)
         if updates == last:
-            found = evaluate(lab, params, lab.config.eval.hands, about, [*splits, "held_out"])
-        else:
-            found = evaluate(lab, params, lab.config.eval.curve_hands, about, splits, DECODINGS[:1])
+            found += evaluate(lab, params, hands, about, ["held_out"], DECODINGS[:1])
         for record in found:
             writer.write(record)
         say(f"{branch.label}  after {updates:>5} updates: {shown(found)}")

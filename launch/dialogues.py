@@ -66,7 +66,7 @@ def conversations(lab: Lab, play, params: PyTree, split: str) -> Iterator[dict[s
 
 def _play(lab: Lab, params: PyTree, game, episode, key) -> episodes.Rollout:
     roll, model = lab.config.rollout, nnx.merge(lab.graph, params)
-    lanes = episodes.start(model, game, key, episode, roll.context)
+    lanes = episodes.start(game, key, episode, roll.context)
     return episodes.rollout(
         model, game, lanes, key, key, sampling(lab.config, "greedy"),
         lab.config.env.max_turns, roll.reply_length, roll.chunk,

@@ -20,7 +20,8 @@ def main(config: StudyConfig, checkpoint: Path, hands: int | None, file: str | N
     params, about = branches.load_params(lab, checkpoint)
     common = {"branch": about["branch"], "seed": config.seed, "updates": about["step"]}
     splits = [*config.splits, "held_out"]
-    found = labs.evaluate(lab, params, hands or config.eval.hands, common, splits)
+    with jax.set_mesh(lab.mesh):
+        found = labs.evaluate(lab, params, hands or config.eval.hands, common, splits)
     if jax.process_index():
         return
     print(LINE.format("split", "metric", "tries", "decoding", "success", "95% interval", "N"))

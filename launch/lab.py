@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags, logging
 from flax import nnx
+from jax.sharding import Mesh
 from jaxtyping import PyTree
 from ml_collections import ConfigDict, config_flags
 from transformers import PreTrainedTokenizerBase
@@ -22,10 +23,12 @@ from gp_virl import config as cfg
 from gp_virl.envs import cards
 from gp_virl.envs.card_game import CardGame
 from gp_virl.evals.evaluate import records
+from gp_virl.metrics import SHOWS, MetricsError, RunWriter, run_writer
 from gp_virl.model import mllama
 from gp_virl.model.config import GROUP, ModelConfig, preset
 from gp_virl.rollout import episodes
 from gp_virl.rollout.sampling import Sampling
+from gp_virl.sharding import mesh_of
 from gp_virl.text import prompts, template, tokenizer
 
 DECODINGS = ("greedy", "sampled")
@@ -42,13 +45,37 @@ class Lab:
     graph: nnx.GraphDef
     games: dict[str, CardGame]
     parameters: int  # that a text token meets, for the compute axis
+    mesh: Mesh  # enter it with jax.set_mesh before anything is traced
     play: Callable  # jitted episodes.outcomes: (params, game, deal, draw, sampling, hands)
 
 
 def open_lab(config: cfg.StudyConfig) -> Lab:
-    """Check and build everything that costs little; raises before any training starts."""
-    words = prompts.load_wording(config.text.wording)
-    tokens = tokenizer.load(config.text.tokenizer)
+    """Check and build everything that costs little; ConfigError before any training starts."""
+    try:
+        words = prompts.load_wording(config.text.wording)
+        tokens = tokenizer.load(config.text.tokenizer)
+        games = build_games(config, tokens, words)
+        choice = config.model
+        model = preset(
+            choice.size,
+            vocab_size=tokenizer.head_rows(tokens),
+            dtype=choice.dtype,
+            remat=choice.remat,
+        )
+        fsdp, tensor = config.mesh.fsdp, config.mesh.tensor
+        data = config.mesh.data or max(1, jax.device_count() // (fsdp * tensor))
+        mesh = mesh_of(data, fsdp, tensor)
+    except (ValueError, KeyError) as wrong:
+        raise cfg.ConfigError(wrong.args[0]) from wrong
+    graph, shapes = mllama.abstract(model)
+    play = jax.jit(functools.partial(_play, graph, config), static_argnames="hands")
+    return Lab(config, tokens, words, model, graph, games, text_parameters(shapes), mesh, play)
+
+
+def build_games(
+    config: cfg.StudyConfig, tokens: PreTrainedTokenizerBase, words: prompts.Wording
+) -> dict[str, CardGame]:
+    """The game of every split, of training hands and of held-out ones."""
     roll = config.rollout
     envs = dict(config.splits)
     envs["train"] = dataclasses.replace(config.env, hands="seen")
@@ -64,16 +91,7 @@ def open_lab(config: cfg.StudyConfig) -> Lab:
                 f"config.rollout.context: given {roll.context}, but conversations of {name} "
                 f"take up to {needed} tokens; allowed: at least {needed}"
             )
-    choice = config.model
-    model = preset(
-        choice.size,
-        vocab_size=tokenizer.head_rows(tokens),
-        dtype=choice.dtype,
-        remat=choice.remat,
-    )
-    graph, shapes = mllama.abstract(model)
-    play = jax.jit(functools.partial(_play, graph, config), static_argnames="hands")
-    return Lab(config, tokens, words, model, graph, games, text_parameters(shapes), play)
+    return games
 
 
 def text_parameters(shapes: PyTree) -> int:
@@ -158,17 +176,29 @@ def run(main: Callable[[], None]) -> None:
     """Parse the flags and call `main`; a wrong configuration is one message, no traceback."""
 
     def start(_) -> None:
-        logging.set_verbosity(logging.WARNING)
+        logging.set_verbosity(logging.ERROR)  # TFDS and orbax tell every step they take
         try:
             main()
-        except (cfg.ConfigError, template.TemplateError) as wrong:
+        except (cfg.ConfigError, template.TemplateError, MetricsError) as wrong:
             sys.exit(f"{type(wrong).__name__}: {wrong}")
 
     app.run(start)
 
 
+def define_shows() -> Callable[[], tuple[str, ...]]:
+    """Define --shows; the returned function gives the names once flags are parsed."""
+    holder = flags.DEFINE_list("shows", [], f"where metrics go as well: {', '.join(SHOWS)}")
+    return lambda: tuple(holder.value)
+
+
+def open_writer(workdir: Path, shows: tuple[str, ...]) -> RunWriter:
+    """The writer of workdir/metrics.jsonl and of `shows`."""
+    return run_writer(workdir, shows, jax.process_index())
+
+
 def define_config(default: str = "configs/gp_l.py:tiny") -> Callable[[], cfg.StudyConfig]:
     """Define --config; the returned function gives the checked study once flags are parsed."""
+    refuse_unknown(sys.argv)  # ml_collections looks at the names while it defines the flag
     holder = config_flags.DEFINE_config_file("config", default, "experiment configuration")
 
     def study() -> cfg.StudyConfig:
@@ -176,6 +206,14 @@ def define_config(default: str = "configs/gp_l.py:tiny") -> Callable[[], cfg.Stu
         return cfg.build(given)
 
     return study
+
+
+def refuse_unknown(argv: list[str]) -> None:
+    """Exit, naming what is allowed, if a --config.NAME is not a field of the configuration."""
+    names = [a.removeprefix("--config.").split("=")[0] for a in argv if a.startswith("--config.")]
+    problems = [problem for name in names if (problem := cfg.path_problem(name))]
+    if problems:
+        sys.exit("\n".join(problems))
 
 
 def define_workdir() -> Callable[[cfg.StudyConfig], Path]:

@@ -19,7 +19,7 @@ from jaxtyping import PyTree
 from gp_virl.config import StudyConfig
 from gp_virl.evals import flops
 from gp_virl.evals.scores import difference_in_errors
-from gp_virl.metrics import JsonlWriter, jsonl_writer
+from gp_virl.metrics import RunWriter
 from gp_virl.plots import figures, results, transcripts
 from launch import branches, dialogues, train_rl, train_sft
 from launch import lab as labs
@@ -27,19 +27,20 @@ from launch.branches import Branch, say
 from launch.lab import Lab
 
 
-def main(config: StudyConfig, workdir: Path, seeds: int) -> None:
+def main(config: StudyConfig, workdir: Path, seeds: int = 1, shows: tuple[str, ...] = ()) -> None:
     """Run everything that is not done yet, `seeds` times over."""
     clock = time.perf_counter()
-    labs.settle(workdir, config)
     lab = labs.open_lab(config)
-    writer = jsonl_writer(workdir / "metrics.jsonl", jax.process_index())
-    for seed in range(config.seed, config.seed + seeds):
-        run_seed(lab, seed, workdir, writer)
+    labs.settle(workdir, config)
+    writer = labs.open_writer(workdir, shows)
+    with jax.set_mesh(lab.mesh):
+        for seed in range(config.seed, config.seed + seeds):
+            run_seed(lab, seed, workdir, writer)
     if jax.process_index() == 0:
         report(lab, workdir, time.perf_counter() - clock)
 
 
-def run_seed(lab: Lab, seed: int, workdir: Path, writer: JsonlWriter) -> None:
+def run_seed(lab: Lab, seed: int, workdir: Path, writer: RunWriter) -> None:
     """One base and its three branches."""
     config = lab.config
 
@@ -63,7 +64,7 @@ def run_seed(lab: Lab, seed: int, workdir: Path, writer: JsonlWriter) -> None:
 
 
 def evaluate_init(
-    lab: Lab, seed: int, params: PyTree, tokens: int, workdir: Path, writer: JsonlWriter
+    lab: Lab, seed: int, params: PyTree, tokens: int, workdir: Path, writer: RunWriter
 ) -> None:
     """The shared first point of all branches, once."""
     done = results.read_metrics(workdir / "metrics.jsonl")
@@ -140,11 +141,11 @@ def compare(records: list[results.Record], config: StudyConfig):
 
 
 if __name__ == "__main__":
-    STUDY, PLACE = labs.define_config(), labs.define_workdir()
+    STUDY, PLACE, SHOWS = labs.define_config(), labs.define_workdir(), labs.define_shows()
     SEEDS = flags.DEFINE_integer("seeds", 1, "how often the study is repeated", lower_bound=1)
 
     def start():
         config = STUDY()
-        main(config, PLACE(config), SEEDS.value)
+        main(config, PLACE(config), SEEDS.value, SHOWS())
 
     labs.run(start)

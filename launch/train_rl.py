@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from gp_virl.config import StudyConfig
 from gp_virl.evals import flops
-from gp_virl.metrics import JsonlWriter, jsonl_writer
+from gp_virl.metrics import RunWriter
 from gp_virl.rollout import episodes
 from gp_virl.train import ppo
 from gp_virl.train.state import TrainState, create, optimizer
@@ -38,14 +38,13 @@ class Steps:
 
 
 def compile_steps(lab: Lab) -> Steps:
-    """Jitted start(params, deal), rollout(params, lanes, ...) and update(state, ...)."""
+    """Jitted start(game, deal), rollout(params, game, lanes, ...) and update(state, ...)."""
     config, roll, graph = lab.config, lab.config.rollout, lab.graph
     updates = config.ppo.updates * config.ppo.epochs * config.ppo.minibatches
     slots = max(roll.turns, config.env.max_turns, roll.context // SHORTEST_TURN)
 
-    def start(params, game, deal):
-        lanes = jnp.arange(roll.lanes)
-        return episodes.start(nnx.merge(graph, params), game, deal, lanes, roll.context)
+    def start(game, deal):
+        return episodes.start(game, deal, jnp.arange(roll.lanes), roll.context)
 
     def play(params, game, lanes, deal, draw, how):
         return episodes.rollout(
@@ -58,7 +57,7 @@ def compile_steps(lab: Lab) -> Steps:
 
 
 def train(
-    lab: Lab, branch: Branch, init: PyTree, writer: JsonlWriter, evaluate: Callable
+    lab: Lab, branch: Branch, init: PyTree, writer: RunWriter, evaluate: Callable
 ) -> TrainState:
     """The trained state. `evaluate(params, updates, compute)` is called at each of eval.points.
 
@@ -71,7 +70,7 @@ def train(
     key = jax.random.key(branch.seed)
     deal, draw = jax.random.fold_in(key, 1), jax.random.fold_in(key, 2)
     game = lab.games["train"]
-    lanes = steps.start(init, game, deal)
+    lanes = steps.start(game, deal)
     tree = {"train": state, "lanes": lanes}
     tree, about = branches.resumed(branch, tree, {"tokens": 0, "generated": 0}, writer)
     state, lanes = tree["train"], tree["lanes"]
@@ -125,24 +124,31 @@ def play_metrics(roll: episodes.Rollout) -> dict[str, float]:
     }
 
 
-def main(config: StudyConfig, workdir: Path, init: str, seed: int) -> None:
+def main(
+    config: StudyConfig,
+    workdir: Path,
+    init: str,
+    seed: int = 0,
+    shows: tuple[str, ...] = (),
+) -> None:
     """Train one RL branch and evaluate it along the way."""
     lab = labs.open_lab(config)
     params, about = branches.load_params(lab, Path(init))
     branch = Branch("rl", seed, workdir / "rl", workdir / "data", about["tokens_seen"])
-    writer = jsonl_writer(workdir / "metrics.jsonl", jax.process_index())
+    writer = labs.open_writer(workdir, shows)
     evaluate = branches.evaluator(lab, branch, writer, config.ppo.updates)
-    train(lab, branch, params, writer, evaluate)
+    with jax.set_mesh(lab.mesh):
+        train(lab, branch, params, writer, evaluate)
 
 
 if __name__ == "__main__":
-    STUDY, PLACE = labs.define_config(), labs.define_workdir()
+    STUDY, PLACE, SHOWS = labs.define_config(), labs.define_workdir(), labs.define_shows()
     INIT = flags.DEFINE_string("init", None, "directory of the checkpoint to start from")
     SEED = flags.DEFINE_integer("branch_seed", 0, "seed of dealing and sampling")
     flags.mark_flag_as_required("init")
 
     def start():
         config = STUDY()
-        main(config, PLACE(config), INIT.value, SEED.value)
+        main(config, PLACE(config), INIT.value, SEED.value, SHOWS())
 
     labs.run(start)

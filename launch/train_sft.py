@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from gp_virl.config import SftConfig, StudyConfig
 from gp_virl.evals import flops
-from gp_virl.metrics import JsonlWriter, jsonl_writer
+from gp_virl.metrics import RunWriter
 from gp_virl.train import sft
 from gp_virl.train.state import TrainState, create, optimizer
 from launch import branches
@@ -25,7 +25,7 @@ LOG_EVERY = 20
 
 
 def train(
-    lab: Lab, branch: Branch, run: SftConfig, init: PyTree, writer: JsonlWriter, evaluate: Callable
+    lab: Lab, branch: Branch, run: SftConfig, init: PyTree, writer: RunWriter, evaluate: Callable
 ) -> tuple[TrainState, int]:
     """The trained state and the tokens of this run, those before it not counted.
 
@@ -51,7 +51,7 @@ def train(
     )  # fmt: skip
     waiting = []
     for step in bar:
-        state, metrics = update(state, sft.Batch(**next(batches)))
+        state, metrics = update(state, sft.Batch(**branches.on_mesh(lab, next(batches))))
         waiting.append(metrics)
         if (step + 1) % LOG_EVERY == 0 or step + 1 in points:
             block = jax.tree.map(lambda *x: jnp.stack(x), *waiting)
@@ -70,7 +70,14 @@ def train(
     return state, tokens
 
 
-def main(config: StudyConfig, workdir: Path, name: str, init: str | None, seed: int) -> None:
+def main(
+    config: StudyConfig,
+    workdir: Path,
+    name: str,
+    init: str | None,
+    seed: int = 0,
+    shows: tuple[str, ...] = (),
+) -> None:
     """Train the run of that name and evaluate it along the way."""
     lab = labs.open_lab(config)
     params, seen = branches.fresh_params(lab, seed), 0
@@ -78,19 +85,21 @@ def main(config: StudyConfig, workdir: Path, name: str, init: str | None, seed: 
         params, about = branches.load_params(lab, Path(init))
         seen = about["tokens_seen"]
     branch = Branch(name, seed, workdir / name, workdir / "data", seen)
-    writer = jsonl_writer(workdir / "metrics.jsonl", jax.process_index())
+    writer = labs.open_writer(workdir, shows)
     run = getattr(config, name)
-    train(lab, branch, run, params, writer, branches.evaluator(lab, branch, writer, run.steps))
+    evaluate = branches.evaluator(lab, branch, writer, run.steps)
+    with jax.set_mesh(lab.mesh):
+        train(lab, branch, run, params, writer, evaluate)
 
 
 if __name__ == "__main__":
-    STUDY, PLACE = labs.define_config(), labs.define_workdir()
+    STUDY, PLACE, SHOWS = labs.define_config(), labs.define_workdir(), labs.define_shows()
     INIT = flags.DEFINE_string("init", None, "directory of the checkpoint to start from")
     RUN = flags.DEFINE_enum("run", "sft", ["base", "sft", "sft_matched"], "section of the config")
     SEED = flags.DEFINE_integer("branch_seed", 0, "seed of the data order and the parameters")
 
     def start():
         config = STUDY()
-        main(config, PLACE(config), RUN.value, INIT.value, SEED.value)
+        main(config, PLACE(config), RUN.value, INIT.value, SEED.value, SHOWS())
 
     labs.run(start)

@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import functools
 import inspect
 import os
 import re
@@ -148,16 +149,20 @@ def sections() -> list[type]:
     return found
 
 
+@functools.cache
 def attributes_read() -> set[str]:
-    """Names after a dot that are read anywhere in gp_virl and launch but in config.py itself."""
+    """Attributes that gp_virl and launch read, config.py itself left out."""
     paths = [*(ROOT / "gp_virl").rglob("*.py"), *(ROOT / "launch").rglob("*.py")]
-    trees = [ast.parse(p.read_text()) for p in paths if p != Path(cfg.__file__)]
-    return {
-        node.attr
-        for tree in trees
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)
-    }
+    found = set()
+    for path in paths:
+        nodes = ast.walk(ast.parse(path.read_text())) if path != Path(cfg.__file__) else ()
+        for node in nodes:
+            match node:
+                case ast.Attribute(attr=name, ctx=ast.Load()):
+                    found.add(name)
+                case ast.Call(func=ast.Name("getattr"), args=[_, ast.Constant(name), *_]):
+                    found.add(name)
+    return found
 
 
 @pytest.mark.parametrize("section", sections(), ids=lambda section: section.__name__)

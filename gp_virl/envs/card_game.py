@@ -96,7 +96,7 @@ class CardGame:
     def answer_start(self, tokens: Int[Array, "T"], length: Int[Array, ""]) -> Int[Array, ""]:
         """How many reply tokens end before the last answer field; all of them if there is none."""
         text, _ = replies.read(self.spelling, tokens, length, self.reply_bytes)
-        found = jnp.ones(text.shape, bool)
+        found = jnp.arange(self.reply_bytes) <= self.reply_bytes - len(self.answer_field)
         for offset, byte in enumerate(self.answer_field):
             found &= jnp.roll(text, -offset) == byte
         place = jnp.max(jnp.where(found, jnp.arange(text.shape[0]), -1))

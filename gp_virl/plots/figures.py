@@ -85,7 +85,7 @@ def fig5(
             _percent_axis(panel)
         axes[0].set_ylabel(f"Success, {_protocol(tries, decoding)}")
         _legend(figure, axes[0])
-        figure.suptitle(title or None)
+        figure.suptitle(title or None, x=0.01, ha="left")
         figure.supxlabel(_fig5_caption(fits[0]), fontsize=8, color="#555555")
     return figure
 
@@ -127,7 +127,7 @@ def fig6(
             cell.remove()
         _draw_table(figure.add_subplot(grid[1, :]), splits, branches, scores, paper, ood)
         _legend(figure, rows[0, 0])
-        figure.suptitle(title or None)
+        figure.suptitle(title or None, x=0.01, ha="left")
         figure.supxlabel(_fig6_caption(fits[ood], flops), fontsize=8, color="#555555")
     return figure
 
@@ -160,7 +160,7 @@ def _legend(figure: Figure, panel: Axes) -> None:
     """One legend above the panels, in the order of NAMES."""
     lines = dict(zip(*reversed(panel.get_legend_handles_labels()), strict=True))
     names = [name for name in NAMES.values() if name in lines]
-    place = {"loc": "outside upper center", "ncols": len(names), "frameon": False}
+    place = {"loc": "outside upper right", "ncols": len(names), "frameon": False}
     figure.legend([lines[name] for name in names], names, **place)
 
 

@@ -25,8 +25,9 @@ class Lanes:
 
     state: PyTree  # the environment's, leading axis B
     context: Context  # wanted at the next reply
-    cache: LaneCache
+    cache: LaneCache | None  # None between rollouts: other parameters will fill it
     episode: Int[Array, "B"]  # number of the episode being played
+    next: Int[Array, ""]  # number of the episode that the next free lane takes
 
 
 @struct.dataclass
@@ -49,15 +50,18 @@ class Rollout:
     prefilled: Int[Array, "*r B"]  # context tokens that had to be run before the reply
 
 
-def start(
-    model: Mllama, task: Task, key: Key[Array, ""], episode: Int[Array, "B"], size: int
-) -> Lanes:
-    """Lanes at the first context of the given episodes, with empty caches of `size` tokens."""
+def start(task: Task, key: Key[Array, ""], episode: Int[Array, "B"], size: int) -> Lanes:
+    """Lanes at the first context of the given episodes, with room for `size` tokens."""
     state = jax.vmap(lambda e: task.reset(jax.random.fold_in(key, e)))(episode)
     lanes = episode.shape[0]
     blank = Context(jnp.zeros((lanes, size), jnp.int32), jnp.zeros(lanes, jnp.int32))
     context = jax.vmap(task.observe)(state, blank)
-    return Lanes(state, context, empty(model.config, lanes, size), episode)
+    return Lanes(state, context, None, episode, next=episode.max() + 1)
+
+
+def _seated(model: Mllama, lanes: Lanes) -> Lanes:
+    count, size = lanes.context.tokens.shape
+    return lanes.replace(cache=empty(model.config, count, size))
 
 
 def play_turn(
@@ -75,7 +79,6 @@ def play_turn(
 
     `deal` is the key of the episodes, `draw` that of the sampled tokens.
     """
-    count = lanes.episode.shape[0]
     turn = lanes.state.turn
     keys = jax.vmap(lambda e, t: jax.random.fold_in(jax.random.fold_in(draw, e), t))(
         lanes.episode, turn
@@ -103,12 +106,13 @@ def play_turn(
         prefilled=reply.prefilled,
     )
     over = record.terminated | record.truncated
-    episode = jnp.where(over, lanes.episode + count, lanes.episode)
+    episode = jnp.where(over, lanes.next + jnp.cumsum(over) - 1, lanes.episode)
     fresh = jax.vmap(lambda e: task.reset(jax.random.fold_in(deal, e)))(episode)
     state = _chosen(over, fresh, state)
     context = jax.vmap(task.observe)(state, past)
     context = _chosen(active, context, lanes.context)
-    return Lanes(_chosen(active, state, lanes.state), context, cache, episode), record
+    state = _chosen(active, state, lanes.state)
+    return Lanes(state, context, cache, episode, lanes.next + over.sum()), record
 
 
 def rollout(
@@ -124,21 +128,21 @@ def rollout(
 ) -> tuple[Lanes, Rollout, Float[Array, "R B"]]:
     """`turns` replies per lane, and the value of the context that follows each reply.
 
-    The caches are emptied first: they belong to the parameters that filled them. After the last
-    turn the value is that of the next context. Where an episode was cut off from outside, the
-    context that would have followed is never built; its value is taken as that of the last one.
+    The lanes come and go without a cache, which would hold what other parameters made of the
+    tokens. After the last turn the value is that of the next context. Where an episode was cut
+    off from outside, the context that would have followed is never built; its value is taken as
+    that of the last one.
     """
-    cache = lanes.cache.replace(length=jnp.zeros_like(lanes.cache.length))
-    lanes = lanes.replace(cache=cache)
+    lanes = _seated(model, lanes)
     active = jnp.ones(lanes.episode.shape, bool)
 
     def step(lanes, _):
         return play_turn(model, task, lanes, deal, draw, sampling, reply_length, chunk, active)
 
     lanes, roll = jax.lax.scan(step, lanes, length=turns)
-    last, cache = generate.prefill(model, lanes.cache, lanes.context, chunk, active)
+    last, _ = generate.prefill(model, lanes.cache, lanes.context, chunk, active)
     following = jnp.concatenate([roll.value[1:], model.value(last)[None]])
-    lanes = lanes.replace(cache=cache)
+    lanes = lanes.replace(cache=None)
     return lanes, roll, jnp.where(roll.truncated, roll.value, following)
 
 
@@ -157,10 +161,10 @@ def outcomes(
 ) -> tuple[Int[Array, "hands K"], PyTree]:
     """Outcome of every try at episodes 0 .. hands-1 (-1: no such try), and their first states.
 
-    Lane b plays episodes b, b + lanes, b + 2 lanes, ... and then waits for the others.
+    A lane that has ended an episode takes the next one that nobody has played.
     """
     states = jax.vmap(lambda e: task.reset(jax.random.fold_in(deal, e)))(jnp.arange(hands))
-    seats = start(model, task, deal, jnp.arange(lanes), size)
+    seats = _seated(model, start(task, deal, jnp.arange(lanes), size))
     table = jnp.full((hands, max_turns), -1)
 
     def unfinished(carry):

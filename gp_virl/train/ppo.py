@@ -1,4 +1,4 @@
-"""PPO over turns: one reply is one action (SPEC section 6; Schulman et al. 2017)."""
+"""PPO over turns: one reply is one action (paper, section 3; Schulman et al. 2017)."""
 
 import jax
 import jax.numpy as jnp
@@ -11,22 +11,20 @@ from gp_virl.rollout.episodes import Rollout
 from gp_virl.train.gae import gae, normalised
 from gp_virl.train.logp import token_logp
 from gp_virl.train.rows import Rows, pack
-from gp_virl.train.state import TrainState, apply_gradients
-
-HEAD = "value_head"  # the parameters' top-level key that value warm-up trains alone
+from gp_virl.train.state import TrainState, apply_gradients, value_or_policy
 
 
 @struct.dataclass
 class Sums:
-    """Sums over the live turns (or reply tokens) of some rows."""
+    """Sums over the live turns (or reply tokens) of some rows, of m minibatches in a scan."""
 
-    policy: Float[Array, ""]
-    value: Float[Array, ""]
-    entropy: Float[Array, ""]  # of reply tokens, nats
-    kl_init: Float[Array, ""]  # of reply tokens, estimator k3 against the initial policy
-    kl_old: Float[Array, ""]  # of actions, estimator k3 against the sampling policy
-    clipped: Float[Array, ""]  # actions whose ratio left the clip range
-    gap: Float[Array, ""]  # largest |log p - log p when sampled| of a reply token
+    policy: Float[Array, "*m"]
+    value: Float[Array, "*m"]
+    entropy: Float[Array, "*m"]  # of reply tokens, nats
+    kl_init: Float[Array, "*m"]  # of reply tokens, estimator k3 against the initial policy
+    kl_old: Float[Array, "*m"]  # of actions, estimator k3 against the sampling policy
+    clipped: Float[Array, "*m"]  # actions whose ratio left the clip range
+    gap: Float[Array, "*m"]  # largest |log p - log p when sampled| of a reply token
 
 
 def policy_loss(
@@ -57,7 +55,7 @@ def kl_estimate(logp: Float[Array, "*n"], other: Float[Array, "*n"]) -> Float[Ar
 
 
 def reply_logp(
-    model, rows: Rows, temperature: Float[Array, ""]
+    model, rows: Rows, temperature: Float[Array, ""], value_shapes_decoder: bool = True
 ) -> tuple[Float[Array, "N S"], Float[Array, "N S"], Float[Array, "N K"]]:
     """Log-probability and entropy at reply tokens (0 elsewhere), and the value of each turn."""
     hidden = model.hidden(rows.tokens, rows.positions, rows.segments)
@@ -69,7 +67,8 @@ def reply_logp(
     def placed(x):
         return jnp.pad(jnp.where(replied, x, 0.0), ((0, 0), (1, 0)))
 
-    at_end = jnp.take_along_axis(hidden, rows.prompt_end[..., None], axis=1)
+    seen = hidden if value_shapes_decoder else jax.lax.stop_gradient(hidden)
+    at_end = jnp.take_along_axis(seen, rows.prompt_end[..., None], axis=1)
     return placed(logp), placed(entropy), model.value(at_end)
 
 
@@ -84,7 +83,8 @@ def losses(
     config: PpoConfig,
 ) -> tuple[Float[Array, ""], Sums]:
     """Loss of some rows of a minibatch with `turns` turns and `replied` reply tokens in all."""
-    logp, entropy, value = reply_logp(nnx.merge(graph, params), rows, temperature)
+    model = nnx.merge(graph, params)
+    logp, entropy, value = reply_logp(model, rows, temperature, config.value_shapes_decoder)
     token = rows.slot >= 0
     of_turn = rows.slot[..., None] == jnp.arange(rows.live.shape[1])  # N S K
     if config.ratio_level == "turn":
@@ -144,8 +144,9 @@ def update(
     rows = pack(roll, normalised(advantage), target, config.thought_coef, slots)
     size = config.microbatch
     rows = jax.tree.map(lambda a: _padded(a, size), rows)
+    compared = config.kl_coef > 0 or config.kl_logged
     init_logp = jnp.zeros(rows.tokens.shape)
-    if config.kl_coef > 0 or config.kl_logged:
+    if compared:
         init_logp = _reference(graph, init_params, rows, temperature, size)
 
     def minibatch(state, parts):
@@ -160,6 +161,8 @@ def update(
     orders, firsts, lasts = _minibatches(key, rows, config)
     state, (sums, norms) = jax.lax.scan(minibatch, state, (orders, firsts, lasts))
     metrics = {name: getattr(sums, name).mean() for name in Sums.__dataclass_fields__}
+    if not compared:
+        del metrics["kl_init"]
     metrics["gap"] = sums.gap[0]  # before any update of the policy that sampled
     explained = 1 - jnp.var(target - roll.value) / jnp.maximum(jnp.var(target), 1e-8)
     metrics |= {"grad_norm": norms.mean(), "explained_variance": explained}
@@ -241,8 +244,5 @@ def _reference(graph, init_params, rows, temperature, size: int):
 
 
 def _policy_scaled(grads: PyTree, policy_on: Float[Array, ""]) -> PyTree:
-    def scale(path, g):
-        top = jax.tree_util.keystr(path[:1], simple=True)
-        return g if top == HEAD else g * policy_on
-
-    return jax.tree_util.tree_map_with_path(scale, grads)
+    labels = value_or_policy(grads)
+    return jax.tree.map(lambda g, part: g if part == "value" else g * policy_on, grads, labels)

@@ -12,12 +12,12 @@ from gp_virl.train.state import TrainState, apply_gradients
 
 @struct.dataclass
 class Batch:
-    """N rows of packed dialogues."""
+    """N rows of packed dialogues, or m microbatches of them."""
 
-    tokens: Int[Array, "N S"]
-    positions: Int[Array, "N S"]  # restart at each dialogue
-    segments: Int[Array, "N S"]  # 1, 2, ...; 0 is padding
-    replied: Bool[Array, "N S"]  # True for tokens to be predicted
+    tokens: Int[Array, "*m N S"]
+    positions: Int[Array, "*m N S"]  # restart at each dialogue
+    segments: Int[Array, "*m N S"]  # 1, 2, ...; 0 is padding
+    replied: Bool[Array, "*m N S"]  # True for tokens to be predicted
 
 
 def loss(graph: nnx.GraphDef, params: PyTree, batch: Batch) -> tuple[Float[Array, ""], dict]:

@@ -8,6 +8,8 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from gp_virl.config import PpoConfig, SftConfig
 
+VALUE_HEAD = "value_head"  # the parameters' top-level key
+
 
 @struct.dataclass
 class TrainState:
@@ -24,9 +26,12 @@ def create(params: PyTree, optimizer: optax.GradientTransformation) -> TrainStat
     return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
 
 
-def schedule(run: SftConfig | PpoConfig, steps: int) -> optax.Schedule:
-    """Learning rate by step: linear warm-up, then constant, linear or cosine to `final_share`."""
-    peak, left = run.learning_rate, max(1, steps - run.warmup)
+def schedule(run: SftConfig | PpoConfig, steps: int, peak: float | None = None) -> optax.Schedule:
+    """Learning rate by step: linear warm-up, then constant, linear or cosine to `final_share`.
+
+    `peak` is the run's learning rate unless given.
+    """
+    peak, left = peak or run.learning_rate, max(1, steps - run.warmup)
     after = {
         "constant": lambda: optax.constant_schedule(peak),
         "linear": lambda: optax.linear_schedule(peak, peak * run.final_share, left),
@@ -39,10 +44,29 @@ def schedule(run: SftConfig | PpoConfig, steps: int) -> optax.Schedule:
 
 
 def optimizer(run: SftConfig | PpoConfig, steps: int) -> optax.GradientTransformation:
-    """AdamW under global-norm clipping; PPO has no weight decay."""
-    decay = getattr(run, "weight_decay", 0.0)
-    adam = optax.adamw(schedule(run, steps), b2=run.beta2, eps=1e-6, weight_decay=decay)
-    return optax.chain(optax.clip_by_global_norm(run.clip_norm), adam)
+    """AdamW under global-norm clipping.
+
+    PPO has no weight decay, and clips and steps the value head apart from the policy.
+    """
+
+    def adam(peak: float, decay: float) -> optax.GradientTransformation:
+        rate = schedule(run, steps, peak)
+        rule = optax.adamw(rate, b2=run.beta2, eps=1e-6, weight_decay=decay)
+        return optax.chain(optax.clip_by_global_norm(run.clip_norm), rule)
+
+    if isinstance(run, SftConfig):
+        return adam(run.learning_rate, run.weight_decay)
+    parts = {"policy": adam(run.learning_rate, 0.0), "value": adam(run.value_learning_rate, 0.0)}
+    return optax.partition(parts, value_or_policy)
+
+
+def value_or_policy(params: PyTree) -> PyTree:
+    """For each leaf 'value' or 'policy': whether it belongs to the value head."""
+
+    def label(path, _):
+        return "value" if jax.tree_util.keystr(path[:1], simple=True) == VALUE_HEAD else "policy"
+
+    return jax.tree_util.tree_map_with_path(label, params)
 
 
 def apply_gradients(
@@ -51,4 +75,4 @@ def apply_gradients(
     """The next state and the gradients' global norm before clipping."""
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    return TrainState(params, opt_state, state.step + 1), optax.global_norm(grads)
+    return TrainState(params, opt_state, state.step + 1), optax.tree.norm(grads)

@@ -1,0 +1,278 @@
+"""How fast the parts of a study run on this machine:
+python -m launch.bench --config=configs/gp_l.py:tiny [--json=FILE] [--repeats=5] [--checkpoint=DIR]
+
+Every program is compiled afresh, run once, then timed; a row is the median, least and most of the
+repeats. Without a checkpoint the policy is random: no reply ends before `rollout.reply_length`
+tokens and no hand is solved, which is the dearest rollout there is.
+"""
+
+import dataclasses
+import functools
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from jaxtyping import PyTree
+
+from gp_virl.config import StudyConfig
+from gp_virl.data import gp_sft, pipeline
+from gp_virl.envs.general_points import new_state
+from gp_virl.text import replies, template
+from gp_virl.train import sft
+from gp_virl.train.state import create, optimizer
+from launch import branches, train_rl
+from launch import lab as labs
+from launch.lab import Lab
+
+DEALT, JUDGED, DIALOGUES = 65_536, 16_384, 4_096
+HEAD = f"{'what':<28} {'median':>12} {'least':>12} {'most':>12}  {'unit':<16} batch"
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One measured quantity: a rate, or seconds; low and high are the extremes of the repeats."""
+
+    name: str
+    unit: str
+    value: float
+    low: float
+    high: float
+    repeats: int
+    batch: str
+
+    def __str__(self) -> str:
+        shown = [f"{x:>12,.0f}" if x >= 100 else f"{x:>12.4g}" for x in (self.value, self.low)]
+        last = f"{self.high:>12,.0f}" if self.high >= 100 else f"{self.high:>12.4g}"
+        return f"{self.name:<28} {' '.join(shown)} {last}  {self.unit:<16} {self.batch}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """A program and the seconds its tracing and compilation took."""
+
+    name: str
+    seconds: float
+    run: Callable
+
+
+def compiled(name: str, program: Callable, *arguments: Any, **static: Any) -> Compiled:
+    """The jitted program for these arguments."""
+    clock = time.perf_counter()
+    run = program.lower(*arguments, **static).compile()
+    return Compiled(name, time.perf_counter() - clock, run)
+
+
+def seconds(run: Callable, repeats: int) -> list[float]:
+    """Wall-clock seconds of each of `repeats` runs, after one that isn't counted."""
+    jax.block_until_ready(run())
+    times = []
+    for _ in range(repeats):
+        clock = time.perf_counter()
+        jax.block_until_ready(run())
+        times.append(time.perf_counter() - clock)
+    return times
+
+
+def row(name: str, unit: str, values: Sequence[float], batch: str) -> Row:
+    """Median and extremes of the values."""
+    return Row(name, unit, statistics.median(values), min(values), max(values), len(values), batch)
+
+
+def rate(name: str, unit: str, count: float, times: Sequence[float], batch: str) -> Row:
+    """`count` things a run, as things per second."""
+    return row(name, unit, [count / t for t in times], batch)
+
+
+def deals(lab: Lab, repeats: int) -> Iterator[Row | Compiled]:
+    """Hands dealt: a key of its own, the exact table and a random order for each."""
+
+    @jax.jit
+    def deal(game, key):
+        keys = jax.vmap(lambda e: jax.random.fold_in(key, e))(jnp.arange(DEALT))
+        return jax.vmap(game.reset)(keys)
+
+    game, key = lab.games["train"], jax.random.key(0)
+    yield (program := compiled("deal", deal, game, key))
+    times = seconds(lambda: program.run(game, key), repeats)
+    yield rate("hands dealt", "hands/s", DEALT, times, f"{DEALT} hands")
+
+
+def verdicts(lab: Lab, repeats: int) -> Iterator[Row | Compiled]:
+    """Replies judged, right and wrong ones: from tokens, as in a rollout, and from bytes."""
+    game, size = lab.games["train"], lab.config.rollout.reply_length
+    talks = dialogues(lab, suboptimal=0.5)
+    said = [(text, talk["ranks"]) for talk in talks for text in talk["contents"][1::2]]
+    said = [said[i % len(said)] for i in range(JUDGED)]
+    ids = template.encode(lab.tokenizer, [text for text, _ in said])
+    tokens, length = _rows([[*one, int(game.eot)] for one in ids], size, np.int32)
+    text, count = _rows([one.encode() for one, _ in said], game.reply_bytes, np.uint8)
+    ranks = jnp.asarray(np.stack([hand for _, hand in said]))
+    state = jax.vmap(new_state)(ranks, jnp.zeros_like(ranks))
+
+    @jax.jit
+    def of_tokens(game, state, tokens, length):
+        return jax.vmap(game.judge)(state, tokens, length)
+
+    @jax.jit
+    def of_bytes(game, state, text, count):
+        return jax.vmap(game.env.step)(state, jax.vmap(replies.parse)(text, count))
+
+    for name, judge, given, wide in (
+        ("tokens", of_tokens, (tokens, length), f"{size} tokens"),
+        ("bytes", of_bytes, (text, count), f"{game.reply_bytes} bytes"),
+    ):
+        yield (program := compiled(f"judge {name}", judge, game, state, *given))
+        times = seconds(functools.partial(program.run, game, state, *given), repeats)
+        batch = f"{JUDGED} replies x {wide}"
+        yield rate(f"replies judged, from {name}", "replies/s", JUDGED, times, batch)
+
+
+def fine_tuning(lab: Lab, params: PyTree, repeats: int) -> Iterator[Row | Compiled]:
+    """The base's update on packed dialogues."""
+    run = lab.config.base
+    talks = pipeline.tokenized(dialogues(lab, lab.config.data.suboptimal), lab.tokenizer)
+    shape = {"length": run.length, "batch_size": run.batch_size}
+    rows = next(iter(pipeline.batches(talks, **shape, seed=0)))
+    batch = sft.Batch(**branches.on_mesh(lab, rows))
+    rule = optimizer(run, run.steps)
+    update = jax.jit(
+        functools.partial(sft.update, lab.graph, rule, run.microbatch), donate_argnums=0
+    )
+    state = create(params, rule)
+    yield (program := compiled("sft update", update, state, batch))
+
+    def step() -> PyTree:
+        nonlocal state
+        state, metrics = program.run(state, batch)
+        return state, metrics
+
+    tokens = int((batch.segments > 0).sum())
+    batch_text = f"{run.batch_size} x {run.length}, microbatch {run.microbatch}"
+    yield rate("sft update", "tokens/s", tokens, seconds(step, repeats), batch_text)
+
+
+def policy(lab: Lab, params: PyTree, repeats: int) -> Iterator[Row | Compiled]:
+    """PPO's two halves as train_rl runs them, each repeat a whole iteration."""
+    config, key = lab.config, jax.random.key(0)
+    game, how = lab.games["train"], labs.sampling(config, "sampled")
+    steps = train_rl.compile_steps(lab)
+    yield (start := compiled("ppo start", steps.start, game, key))
+    lanes = start.run(game, key)
+    yield (play := compiled("ppo rollout", steps.rollout, params, game, lanes, key, key, how))
+    updates = config.ppo.updates * config.ppo.epochs * config.ppo.minibatches
+    state = create(params, optimizer(config.ppo, updates))
+    heat, on = how.temperature, jnp.float32(1)
+    shapes = jax.eval_shape(steps.rollout, params, game, lanes, key, key, how)[1:]
+    yield (learn := compiled("ppo update", steps.update, state, params, *shapes, key, heat, on))
+    halves, said, trained = [], [], []
+    for step in range(repeats + 1):
+        draw, clock = jax.random.fold_in(key, step), time.perf_counter()
+        lanes, roll, following = jax.block_until_ready(
+            play.run(state.params, game, lanes, key, draw, how)
+        )
+        played = time.perf_counter()
+        state, metrics = jax.block_until_ready(
+            learn.run(state, params, roll, following, draw, heat, on)
+        )
+        halves.append((played - clock, time.perf_counter() - played))
+        said.append(int(roll.reply.sum()))
+        trained.append(float(metrics["tokens"]))
+    halves, said, trained = halves[1:], said[1:], trained[1:]
+    turns = config.rollout.lanes * config.rollout.turns
+    batch = f"{config.rollout.lanes} lanes x {config.rollout.turns} turns"
+    plays, learns = zip(*halves, strict=True)
+    new = [n / t for n, t in zip(said, plays, strict=True)]
+    yield row("rollout, new tokens", "tokens/s", new, batch)
+    yield rate("rollout, replies", "replies/s", turns, plays, batch)
+    learnt = [n / t for n, t in zip(trained, learns, strict=True)]
+    yield row("ppo update, tokens", "tokens/s", learnt, f"{batch}, {config.ppo.epochs} epochs")
+    yield row("ppo iteration, rollout", "s", plays, batch)
+    yield row("ppo iteration, update", "s", learns, batch)
+    yield row("ppo iteration, whole", "s", [a + b for a, b in halves], batch)
+
+
+def evaluation(lab: Lab, params: PyTree, repeats: int) -> Iterator[Row | Compiled]:
+    """Greedy evaluation on the ID split."""
+    hands, key = lab.config.eval.curve_hands, jax.random.key(0)
+    given = (params, lab.games["id"], key, key, labs.sampling(lab.config, "greedy"))
+    yield (program := compiled("evaluation", lab.play, *given, hands=hands))
+    times = seconds(functools.partial(program.run, *given), repeats)
+    yield rate("evaluation", "hands/s", hands, times, f"{hands} hands")
+
+
+def dialogues(lab: Lab, suboptimal: float) -> list[dict[str, Any]]:
+    """Expert dialogues of the training split, made in memory."""
+    env, data = lab.config.env, lab.config.data
+    return list(
+        gp_sft.dialogues(
+            gp_sft.GpSftConfig(
+                rules={env.rule: 1.0},
+                target=env.target,
+                held_out=env.held_out,
+                held_out_seed=env.seed,
+                examples=DIALOGUES,
+                max_solutions=data.max_solutions,
+                suboptimal=suboptimal,
+                max_errors=data.max_errors,
+                wording=lab.config.text.wording,
+            )
+        )
+    )
+
+
+def _rows(pieces: Sequence[Sequence[int]], width: int, dtype: type) -> tuple[jax.Array, jax.Array]:
+    """The pieces as rows of `width`, cut or padded with 0, and their lengths."""
+    rows = np.zeros((len(pieces), width), dtype)
+    for index, piece in enumerate(pieces):
+        rows[index, : len(piece)] = list(piece[:width])
+    return jnp.asarray(rows), jnp.asarray([min(len(piece), width) for piece in pieces])
+
+
+def measured(lab: Lab, params: PyTree, repeats: int) -> Iterator[Row | Compiled]:
+    """Everything, one after the other."""
+    yield from deals(lab, repeats)
+    yield from verdicts(lab, repeats)
+    yield from fine_tuning(lab, params, repeats)
+    yield from policy(lab, params, repeats)
+    yield from evaluation(lab, params, repeats)
+
+
+def main(config: StudyConfig, repeats: int, file: str | None, checkpoint: str | None) -> None:
+    """Print the table as it is measured, then the seconds of compilation; write both to `file`."""
+    jax.config.update("jax_enable_compilation_cache", False)
+    lab = labs.open_lab(config)
+    if checkpoint:
+        params = branches.load_params(lab, Path(checkpoint))[0]
+    else:
+        params = branches.fresh_params(lab, config.seed)
+    device = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+    machine = {"device": device, "processors": os.cpu_count(), "jax": jax.__version__}
+    print(", ".join(f"{name} {value}" for name, value in machine.items()))
+    print(HEAD)
+    rows, programs = [], {}
+    with jax.set_mesh(lab.mesh):
+        for found in measured(lab, params, repeats):
+            if isinstance(found, Compiled):
+                programs[found.name] = round(found.seconds, 2)
+            else:
+                rows.append(dataclasses.asdict(found))
+                print(found, flush=True)
+    print("seconds to compile: " + ", ".join(f"{name} {s:.1f}" for name, s in programs.items()))
+    if file:
+        about = {"task": config.task, "scale": config.scale, "policy": checkpoint or "random"}
+        labs.write_json(Path(file), machine | about | {"rows": rows, "compile_s": programs})
+
+
+if __name__ == "__main__":
+    STUDY = labs.define_config()
+    REPEATS = flags.DEFINE_integer("repeats", 5, "timed runs of each program", lower_bound=1)
+    FILE = flags.DEFINE_string("json", None, "where the table is written")
+    CHECKPOINT = flags.DEFINE_string("checkpoint", None, "directory of a policy's checkpoints")
+    labs.run(lambda: main(STUDY(), REPEATS.value, FILE.value, CHECKPOINT.value))
