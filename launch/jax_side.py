@@ -214,7 +214,8 @@ def ppo_settings(microbatch: int) -> PpoConfig:
     return PpoConfig(
         updates=1, epochs=1, minibatches=1, microbatch=microbatch, learning_rate=1e-4,
         schedule="constant", warmup=0, final_share=0.0, beta2=0.99, clip_norm=1.0,
-        value_warmup=0, clip=0.1, value_clip=0.2, value_coef=0.5, entropy_coef=0.0, kl_coef=0.0,
+        value_learning_rate=1e-4, value_warmup=0, clip=0.1, value_clip=0.2, value_coef=0.5,
+        value_shapes_decoder=True, entropy_coef=0.0, kl_coef=0.0,
         kl_logged=False, discount=0.9, lam=0.95, ratio_level="turn", thought_coef=1.0,
         reward_scale=1.0,
     )  # fmt: skip
