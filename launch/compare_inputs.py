@@ -62,21 +62,25 @@ class Sizes:
 def write_random(directory: Path, seed: int = 0) -> None:
     """Write a tiny model with images in Hugging Face's format, all of its weights random.
 
-    Gates, norms and biases are moved away from the zeros and ones they start at, which would
-    hide mistakes.
+    Gates, norms and biases are away from the zeros and ones that training starts with and that
+    would hide mistakes.
     """
     config = preset("tiny", images=True)
-    _, params = mllama.build(config, jax.random.key(seed))
-    draw = np.random.default_rng(seed)
+    shapes, draw = mllama.abstract(config)[1], np.random.default_rng(seed)
 
-    def moved(path: str, leaf: Float[Array, "..."]) -> Float[Array, "..."]:
+    def drawn(path: str, leaf: jax.ShapeDtypeStruct) -> Float[Array, "..."]:
         name = path.split("/")[-1]
-        if name in ("weight", "bias") or "gate" in name:
-            return leaf + 0.3 * jnp.asarray(draw.normal(size=leaf.shape), leaf.dtype)
-        return leaf
+        values = draw.normal(size=leaf.shape)
+        if name == "kernel":
+            values /= leaf.shape[-2] ** 0.5
+        elif name in ("weight", "bias") or "gate" in name:
+            values = 0.3 * values + (name == "weight")
+        else:
+            values /= leaf.shape[-1] ** 0.5
+        return jnp.asarray(values, leaf.dtype)
 
-    leaves = [moved(path, leaf) for path, leaf in named(params).items()]
-    params = jax.tree.unflatten(jax.tree.structure(params), leaves)
+    leaves = [drawn(path, leaf) for path, leaf in named(shapes).items()]
+    params = jax.tree.unflatten(jax.tree.structure(shapes), leaves)
     ids = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
     origin = hf.Origin(
         config={"image_token_index": config.vocab_size, "text_config": ids}, generation=ids

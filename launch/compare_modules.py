@@ -18,9 +18,8 @@ from gp_virl.model.layers import rotary_angles
 from gp_virl.model.mllama import Mllama, tile_features
 from launch.compare_inputs import Batch, tiles_seen
 
-SIMPLE = (layers.Linear, layers.RMSNorm, layers.MLP, vision.LayerNorm, vision.VisionMLP)
+SIMPLE = (layers.Linear, layers.RMSNorm, layers.MLP, vision.LayerNorm)
 PLACED = (vision.TileEmbedding, vision.PositionEmbedding)
-TILED = (vision.VisionAttention, vision.VisionLayer, vision.VisionEncoder)
 # Kinds of PyTorch modules that are functions here, or parts of another module.
 WITHOUT = ("MllamaRotaryEmbedding", "SiLUActivation", "GELUActivation", "ModuleList")
 NAMES = ("max_abs", "mean_abs", "max_rel", "mean_rel")
@@ -169,6 +168,8 @@ def _run(graph: Any, weights: PyTree, x: Array, around: Around, patches: bool) -
     if isinstance(module, decoder.SelfLayer):
         return module(x, _surroundings(module.self_attn.config, around), ())[0]
     by_tile = x.reshape(batch.tokens.shape[0], tiles, -1, x.shape[-1])
+    if isinstance(module, vision.VisionMLP):
+        return module(by_tile)
     if isinstance(module, PLACED):
         return module(by_tile, batch.pictures.aspect_ratio_ids)
     out = module(by_tile, around.real)

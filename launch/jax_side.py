@@ -22,7 +22,7 @@ from gp_virl.train.state import TrainState, apply_gradients
 from gp_virl.types import Context
 from launch.compare_inputs import Batch, Pictures, Sizes, tiles_seen
 
-CHUNK = 64  # of prefill
+CHUNK = 128  # tokens of a prompt read at once
 NO_STOPS = (-1,)  # no token ends a reply, so that both sides say equally much
 
 
@@ -129,7 +129,8 @@ def play(graph: Any, params: PyTree, batch: Batch, key: Key[Array, ""], sizes: S
         context, cache = carry
         reply, cache = generation.turn(
             model, cache, context, jax.random.split(key, lanes), Sampling.of(temperature=1.0),
-            jnp.array(NO_STOPS), sizes.turn_reply, CHUNK, jnp.ones(lanes, bool), images=images,
+            jnp.array(NO_STOPS), sizes.turn_reply, sizes.feedback + 1, jnp.ones(lanes, bool),
+            images=images,
         )  # fmt: skip
         start = (0, context.length[0])
         tokens = jax.lax.dynamic_update_slice(context.tokens, reply.tokens, start)
@@ -213,7 +214,8 @@ def ppo_settings(microbatch: int) -> PpoConfig:
     return PpoConfig(
         updates=1, epochs=1, minibatches=1, microbatch=microbatch, learning_rate=1e-4,
         schedule="constant", warmup=0, final_share=0.0, beta2=0.99, clip_norm=1.0,
-        value_warmup=0, clip=0.1, value_clip=0.2, value_coef=0.5, entropy_coef=0.0, kl_coef=0.0,
+        value_learning_rate=1e-4, value_warmup=0, clip=0.1, value_clip=0.2, value_coef=0.5,
+        value_shapes_decoder=True, entropy_coef=0.0, kl_coef=0.0,
         kl_logged=False, discount=0.9, lam=0.95, ratio_level="turn", thought_coef=1.0,
         reward_scale=1.0,
     )  # fmt: skip

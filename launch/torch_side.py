@@ -97,7 +97,7 @@ class Trainer:
         """Loss and gradient norm of one step."""
         loss = self.model(**given, labels=labels, use_cache=False).loss
         loss.backward()
-        return float(loss), self.apply()
+        return float(loss.detach()), self.apply()
 
 
 def labels(model: Any, batch: Batch) -> torch.Tensor:

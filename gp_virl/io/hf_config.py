@@ -49,6 +49,7 @@ class Origin:
 def layer_pattern(layers: int, crosses: Sequence[int]) -> tuple[str, ...]:
     """The shortest pattern whose repetition gives `layers` layers, those in `crosses` "cross".
 
+    Numbers in `crosses` beyond the layers mean nothing, as in transformers.
     Where nothing repeats it is as long as the decoder, which is then one group: right, but slower
     to compile.
     """
@@ -147,6 +148,12 @@ def _text_problems(text: MllamaTextConfig) -> list[str]:
                 f"an even multiple of num_attention_heads={heads}",
             ),
             (
+                "text_config.head_dim",
+                getattr(text, "head_dim", None) in (None, width // heads),
+                getattr(text, "head_dim", None),
+                "hidden_size / num_attention_heads, which needs no mention",
+            ),
+            (
                 "text_config.num_key_value_heads",
                 heads % text.num_key_value_heads == 0,
                 text.num_key_value_heads,
@@ -154,9 +161,9 @@ def _text_problems(text: MllamaTextConfig) -> list[str]:
             ),
             (
                 "text_config.cross_attention_layers",
-                set(crosses) <= set(range(layers)) and len(set(crosses)) == len(crosses) < layers,
+                not set(range(layers)) <= set(crosses),
                 crosses,
-                f"different layers below num_hidden_layers={layers}, not all of them",
+                f"some of the num_hidden_layers={layers} layers, not all",
             ),
             (
                 "text_config.rope_parameters",

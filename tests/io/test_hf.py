@@ -152,7 +152,7 @@ def test_a_wrong_config_lists_every_field_and_the_files(tmp_path):
     sorted(place.glob("model-*"))[0].unlink()
     given = json.loads((place / "config.json").read_text())
     given["model_type"] = "llama"
-    given["text_config"] |= {"hidden_act": "gelu", "cross_attention_layers": [3, 99]}
+    given["text_config"] |= {"hidden_act": "gelu", "cross_attention_layers": list(range(10))}
     given["text_config"] |= {"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}
     given["vision_config"] |= {"vision_output_dim": 5, "hidden_act": "relu"}
     (place / "config.json").write_text(json.dumps(given))
@@ -161,7 +161,7 @@ def test_a_wrong_config_lists_every_field_and_the_files(tmp_path):
     for part in (
         "model_type is 'llama'",
         "hidden_act is 'gelu', allowed is 'silu'",
-        "cross_attention_layers is [3, 99]",
+        "cross_attention_layers is [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]",
         "'yarn'",
         "vision_output_dim is 5, allowed is 96",
         "hidden_act is 'relu'",
@@ -210,6 +210,7 @@ def test_a_config_of_another_model_lists_the_shapes(tmp_path):
 def test_patterns_of_layers():
     assert layer_pattern(40, range(3, 40, 5)) == preset("11b").pattern
     assert layer_pattern(4, ()) == ("self",)
+    assert layer_pattern(5, (3, 8, 13)) == preset("tiny").pattern
     assert layer_pattern(6, (1, 3, 5)) == ("self", "cross")
     assert layer_pattern(5, (1, 2)) == ("self", "cross", "cross", "self", "self")
 
