@@ -20,7 +20,7 @@ study: $(VENV)/.installed
 	$(CPU_ENV) $(BIN)/python -m launch.study --config=configs/$(TASK).py:$(SCALE) $(ARGS)
 
 test: $(VENV)/.installed_test
-	$(BIN)/python -m pytest -q -n auto --maxprocesses=4 --dist=loadfile $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -q -n auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder --durations=12 $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed_test
 	$(BIN)/ruff check .

@@ -21,3 +21,9 @@ settings.register_profile(
     print_blob=True,
 )
 settings.load_profile("deterministic")
+
+
+def pytest_collection_modifyitems(items: list) -> None:
+    """Slow files first: of files that are shared out whole, the last decides when a run ends."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)

@@ -38,18 +38,22 @@ class PieceBank:
 
 
 def _at(
-    bank: PieceBank, entries: Int[Array, "k"], position: Int[Array, "S"]
+    bank: PieceBank, entries: Int[Array, "k"], first: int | Int[Array, ""], size: int
 ) -> tuple[Int[Array, "S"], Int[Array, ""]]:
-    """The concatenation's elements at `position` (0 outside it), and its whole length."""
+    """A buffer of `size` with the joined entries from place `first` on, 0 elsewhere, and their
+    whole length.
+    """
     present = entries >= 0
     length = jnp.where(present, bank.length[entries], 0)
     start = jnp.where(present, bank.start[entries], 0)
-    ends = jnp.cumsum(length)
-    total = ends[-1]
-    which = jnp.searchsorted(ends, position, side="right", method="compare_all")
-    which = jnp.minimum(which, entries.shape[0] - 1)
-    source = (start - (ends - length))[which] + position  # position 0 of a piece is its start
-    inside = (position >= 0) & (position < total)
+    begin = first + jnp.cumsum(length) - length
+    # Where a piece begins, the way from a place to its source in `flat` changes by a step. Summing
+    # steps takes a tenth of the time of looking up each place's piece.
+    step = jnp.diff(start - begin, prepend=0)
+    place = jnp.arange(size)
+    source = place + jnp.cumsum(jnp.zeros(size, jnp.int32).at[begin].add(step, mode="drop"))
+    total = length.sum()
+    inside = (place >= first) & (place < first + total)
     found = bank.flat[jnp.where(inside, source, 0)].astype(jnp.int32)
     return jnp.where(inside, found, 0), total
 
@@ -59,16 +63,16 @@ def compose(bank: PieceBank, entries: Int[Array, "k"], size: int) -> Context:
 
     What goes beyond `size` is cut, and the length then says `size`.
     """
-    tokens, total = _at(bank, entries, jnp.arange(size))
+    tokens, total = _at(bank, entries, 0, size)
     return Context(tokens, jnp.minimum(total, size))
 
 
 def append(context: Context, bank: PieceBank, entries: Int[Array, "k"]) -> Context:
     """`context` followed by the entries (-1 absent); 0 after them, cut at the buffer's end."""
     size = context.tokens.shape[-1]
-    position = jnp.arange(size) - context.length
-    tokens, total = _at(bank, entries, position)
-    tokens = jnp.where(position < 0, context.tokens, tokens.astype(context.tokens.dtype))
+    tokens, total = _at(bank, entries, context.length, size)
+    before = jnp.arange(size) < context.length
+    tokens = jnp.where(before, context.tokens, tokens.astype(context.tokens.dtype))
     return Context(tokens, jnp.minimum(context.length + total, size))
 
 

@@ -189,13 +189,18 @@ def check_same(one, two, atol: float = 1e-5) -> None:
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=atol)
 
 
-@pytest.mark.parametrize(("level", "shapes"), [("turn", True), ("token", False)])
-def test_ppo_update_equals_the_plain_one(level: str, shapes: bool) -> None:
-    config = dataclasses.replace(PPO, ratio_level=level, value_shapes_decoder=shapes)
+@pytest.mark.parametrize(("level", "shapes", "kl"), [("turn", True, 0.1), ("token", False, 0.0)])
+def test_ppo_update_equals_the_plain_one(level: str, shapes: bool, kl: float) -> None:
+    config = dataclasses.replace(
+        PPO, ratio_level=level, value_shapes_decoder=shapes, kl_coef=kl, kl_logged=kl > 0
+    )
     state, metrics = updated(config)
     params = two_groups()[1]
     plain = jax.jit(jax.value_and_grad(plain_loss, has_aux=True), static_argnums=2)
     (_, mean), grads = plain(params, other(params, 0.02, seed=9), config)
+    if not kl:  # then the initial policy is not asked
+        assert "kl_init" not in metrics
+        del mean["kl_init"]
     for name, number in mean.items():
         np.testing.assert_allclose(metrics[name], number, rtol=2e-4, atol=2e-6, err_msg=name)
     assert 0 < metrics["clipped"] < 1
