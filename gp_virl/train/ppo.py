@@ -145,7 +145,7 @@ def update(
     size = config.microbatch
     rows = jax.tree.map(lambda a: _padded(a, size), rows)
     compared = config.kl_coef > 0 or config.kl_logged
-    init_logp = jnp.zeros(rows.tokens.shape)
+    init_logp = rows.logp  # finite, as 0 times infinity is not 0
     if compared:
         init_logp = _reference(graph, init_params, rows, temperature, size)
 
