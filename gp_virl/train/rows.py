@@ -86,48 +86,44 @@ def pack(
     slot = places.slot[closing] + rank.reshape(-1)
 
     total = turns * lanes
-    blank = jnp.zeros((total, size), jnp.int32)
     column = jnp.arange(size)
-    at = (
-        places.row[:, None],
-        jnp.where(column < length[:, None], places.offset[:, None] + column, size),
-    )
-    at = jnp.broadcast_arrays(*at)
-    at = tuple(at)
-    flat = roll.tokens.reshape(total, size)
-    tokens = blank.at[at].set(flat, mode="drop")
-    positions = blank.at[at].set(jnp.broadcast_to(column, flat.shape), mode="drop")
-    segments = blank.at[at].set(jnp.broadcast_to(places.segment[:, None], flat.shape), mode="drop")
+    whole = jnp.where(column < length[:, None], places.offset[:, None] + column, size)
+
+    def of_conversation(values):
+        return _spread(values, places.row[:, None], whole, (total, size), 0)
 
     step = jnp.arange(roll.logp.shape[-1])
-    replied = step < roll.reply.reshape(-1, 1)
     start = offset + roll.prompt.reshape(-1)
-    at = (row[:, None], jnp.where(replied, start[:, None] + step, size))
+    said = jnp.where(step < roll.reply.reshape(-1, 1), start[:, None] + step, size)
     thought = step < roll.answer.reshape(-1, 1)
-    weight = jnp.where(thought, thought_coef, 1.0)
-    spread = jnp.broadcast_to(slot[:, None], replied.shape)
 
-    def per_turn(values, fill):
-        return (
-            jnp.full((total, slots), fill, values.dtype)
-            .at[row, slot]
-            .set(values.reshape(-1), mode="drop")
-        )
+    def of_reply(values, fill):
+        return _spread(values, row[:, None], said, (total, size), fill)
+
+    def of_turn(values, fill):
+        return _spread(values.reshape(-1), row, slot, (total, slots), fill)
 
     return Rows(
-        tokens=tokens,
-        positions=positions,
-        segments=segments,
-        slot=jnp.full_like(blank, -1).at[at].set(spread, mode="drop"),
-        logp=jnp.zeros(blank.shape).at[at].set(roll.logp.reshape(total, -1), mode="drop"),
-        weight=jnp.zeros(blank.shape).at[at].set(weight, mode="drop"),
-        prompt_end=per_turn(start - 1, 0),
-        live=per_turn(jnp.ones(total, bool), False),
-        value=per_turn(roll.value, 0.0),
-        advantage=per_turn(advantage, 0.0),
-        target=per_turn(target, 0.0),
+        tokens=of_conversation(roll.tokens.reshape(total, size)),
+        positions=of_conversation(column),
+        segments=of_conversation(places.segment[:, None]),
+        slot=of_reply(slot[:, None], -1),
+        logp=of_reply(roll.logp.reshape(total, -1), 0.0),
+        weight=of_reply(jnp.where(thought, thought_coef, 1.0), 0.0),
+        prompt_end=of_turn(start - 1, 0),
+        live=of_turn(jnp.ones(total, bool), False),
+        value=of_turn(roll.value, 0.0),
+        advantage=of_turn(advantage, 0.0),
+        target=of_turn(target, 0.0),
         count=places.count,
     )
+
+
+def _spread(values, row, column, shape: tuple[int, int], fill):
+    """`values` put at (row, column) of an array of `fill`; places outside it are dropped."""
+    buffer = jnp.full(shape, fill, values.dtype)
+    row, column = jnp.broadcast_arrays(row, column)
+    return buffer.at[row, column].set(jnp.broadcast_to(values, column.shape), mode="drop")
 
 
 def _conversations(ends: Bool[Array, "R B"]) -> tuple[Int[Array, "R B"], Int[Array, "R B"]]:
