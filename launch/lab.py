@@ -216,14 +216,23 @@ def refuse_unknown(argv: list[str]) -> None:
         sys.exit("\n".join(problems))
 
 
-def define_workdir() -> Callable[[cfg.StudyConfig], Path]:
-    """Define --workdir; by default runs/TASK_SCALE."""
+def define_workdir() -> Callable[[cfg.StudyConfig, str], Path]:
+    """Define --workdir; by default runs/TASK_SCALE, for a single stage runs/TASK_SCALE_STAGE."""
     holder = flags.DEFINE_string("workdir", None, "where everything is written")
 
-    def place(config: cfg.StudyConfig) -> Path:
-        return Path(holder.value or f"runs/{config.task}_{config.scale}")
+    def place(config: cfg.StudyConfig, stage: str = "") -> Path:
+        parts = [config.task, config.scale, stage]
+        return Path(holder.value or f"runs/{'_'.join(filter(None, parts))}")
 
     return place
+
+
+def refuse_study(workdir: Path) -> None:
+    """ConfigError if the directory is a study's: a single stage would write over its branch."""
+    if (workdir / "config.json").exists():
+        raise cfg.ConfigError(
+            f"{workdir} holds a study; give the single stage a --workdir of its own"
+        )
 
 
 def settle(workdir: Path, config: cfg.StudyConfig) -> None:

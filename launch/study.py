@@ -68,8 +68,10 @@ def evaluate_init(
 ) -> None:
     """The shared first point of all branches, once."""
     done = results.read_metrics(workdir / "metrics.jsonl")
-    if any(record.branch == "init" and record.seed == seed for record in done):
+    last = ("init", seed, "success_held_out", "sampled")  # of its records; before it, all is redone
+    if any((r.branch, r.seed, r.metric, r.decoding) == last for r in done):
         return
+    writer.truncate(-1, branch="init", seed=seed)
     branch = Branch("init", seed, workdir, workdir / "data", tokens)
     evaluate = branches.evaluator(lab, branch, writer, last=0)
     evaluate(params, 0, flops.sft_flops(lab.parameters, tokens, 0))

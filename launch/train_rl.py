@@ -132,6 +132,7 @@ def main(
     shows: tuple[str, ...] = (),
 ) -> None:
     """Train one RL branch and evaluate it along the way."""
+    labs.refuse_study(workdir)
     lab = labs.open_lab(config)
     params, about = branches.load_params(lab, Path(init))
     branch = Branch("rl", seed, workdir / "rl", workdir / "data", about["tokens_seen"])
@@ -149,6 +150,6 @@ if __name__ == "__main__":
 
     def start():
         config = STUDY()
-        main(config, PLACE(config), INIT.value, SEED.value, SHOWS())
+        main(config, PLACE(config, "rl"), INIT.value, SEED.value, SHOWS())
 
     labs.run(start)

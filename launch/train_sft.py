@@ -79,6 +79,7 @@ def main(
     shows: tuple[str, ...] = (),
 ) -> None:
     """Train the run of that name and evaluate it along the way."""
+    labs.refuse_study(workdir)
     lab = labs.open_lab(config)
     params, seen = branches.fresh_params(lab, seed), 0
     if init:
@@ -100,6 +101,6 @@ if __name__ == "__main__":
 
     def start():
         config = STUDY()
-        main(config, PLACE(config), RUN.value, INIT.value, SEED.value, SHOWS())
+        main(config, PLACE(config, RUN.value), RUN.value, INIT.value, SEED.value, SHOWS())
 
     labs.run(start)

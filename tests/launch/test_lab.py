@@ -63,6 +63,13 @@ def test_another_configuration_in_the_same_directory_is_refused(tmp_path) -> Non
     assert json.loads((tmp_path / "config.json").read_text())["sft"]["steps"] == 800
 
 
+def test_a_single_stage_keeps_off_a_studys_directory(tmp_path) -> None:
+    labs.refuse_study(tmp_path)
+    labs.settle(tmp_path, cfg.build(get_config("tiny")))
+    with pytest.raises(cfg.ConfigError, match="workdir of its own"):
+        labs.refuse_study(tmp_path)
+
+
 def test_an_unknown_show_is_refused(tmp_path) -> None:
     with pytest.raises(MetricsError, match="tensorboard, wandb"):
         labs.open_writer(tmp_path, ("tensorbord",))
