@@ -29,6 +29,7 @@ from gp_virl.train import state as training
 from launch import compare_inputs, compare_modules, jax_side, lab
 from launch.compare_inputs import KINDS, Batch, Sizes
 
+WARM_UP = 2
 JOB, MODULE = "{:<28}{:>12}{:>12}{:>9}", "{:<62}{:>7}{:>11}{:>11}{:>11}{:>11}"
 
 
@@ -54,8 +55,11 @@ class Pair:
         return compare_inputs.random_batch(self.config, kind, rows, size, 0, self.pad, ragged)
 
     def state(self) -> training.TrainState:
-        """A state of its own."""
-        return training.create(self.params, self.rule)
+        """A state of its own, all of it bound to a device, as the one after a step is.
+
+        A state that is bound in part would have the step compiled twice.
+        """
+        return jax.device_put(training.create(self.params, self.rule), jax.devices()[0])
 
     def trainer(self) -> Any:
         """PyTorch's optimizer on a model of its own."""
@@ -182,6 +186,7 @@ def timed(pair: Pair) -> dict[str, dict[str, float]]:
         for name, (theirs, ours, times) in todo.items():
             seconds = interleaved(theirs, ours, pair.sizes.repeats)
             table[name] = _row(seconds[0] * times, seconds[1])
+            print(_line(name, table[name]), file=sys.stderr, flush=True)
         suffix = "_images" if images else ""
         parts = [table[f"{name}{suffix}"] for name in ("rollout", "update")]
         table[f"rollout_and_update{suffix}"] = _row(
@@ -195,15 +200,20 @@ def _row(torch_s: float, jax_s: float) -> dict[str, float]:
 
 
 def interleaved(theirs: Callable, ours: Callable, repeats: int) -> tuple[float, float]:
-    """Medians of their turns about, after one run of each that isn't counted."""
+    """Medians of their turns about, after some runs of each that aren't counted."""
     seconds: tuple[list[float], list[float]] = ([], [])
-    for repeat in range(repeats + 1):
+    for repeat in range(-WARM_UP, repeats):
         for job, kept in zip((theirs, ours), seconds, strict=True):
             start = time.perf_counter()
             job()
-            if repeat:
+            if repeat >= 0:
                 kept.append(time.perf_counter() - start)
     return statistics.median(seconds[0]), statistics.median(seconds[1])
+
+
+def _line(name: str, row: dict[str, float]) -> str:
+    numbers = (f"{row['torch_s']:.4f}", f"{row['jax_s']:.4f}", f"{row['ratio']:.2f}")
+    return JOB.format(name, *numbers)
 
 
 def shown(found: dict[str, Any]) -> str:
@@ -216,12 +226,7 @@ def shown(found: dict[str, Any]) -> str:
             lines.append(MODULE.format(name, row["count"], *numbers))
     if "jobs" in found:
         lines += ["", JOB.format("job", "PyTorch, s", "JAX, s", "ratio")]
-        for name, row in found["jobs"].items():
-            lines.append(
-                JOB.format(
-                    name, f"{row['torch_s']:.4f}", f"{row['jax_s']:.4f}", f"{row['ratio']:.2f}"
-                )
-            )
+        lines += [_line(name, row) for name, row in found["jobs"].items()]
     return "\n".join(lines)
 
 
