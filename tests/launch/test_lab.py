@@ -45,7 +45,7 @@ def test_overrides_that_exist_pass() -> None:
         ("env.target", 10**6, "no hand can be dealt"),
         ("model.size", "huge", "11b"),
         ("text.wording", "nowhere.toml", "full"),
-        ("text.tokenizer", "nowhere", "tiny"),
+        ("text.tokenizer", "no/such/directory", "tiny"),
         ("rollout.context", 100, "allowed: at least 253"),
         ("mesh.fsdp", 4096, "4096"),
     ],
