@@ -1,4 +1,8 @@
-"""Keys and values that lanes hold, as explicit PyTrees."""
+"""Keys and values that lanes hold, as explicit PyTrees.
+
+Layers of a group have an array each: cut out of a common one, they would be copied whole at every
+token that is decoded.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -7,15 +11,15 @@ from jaxtyping import Array, Bool, Float, Int
 
 from gp_virl.model.config import DTYPES, ModelConfig
 
-KeyValues = Float[Array, "G J B Kh S d"]
-CrossKeyValues = Float[Array, "G X B Kh I d"]
+KeyValues = tuple[Float[Array, "G B Kh S d"], ...]  # one for each self-attention layer of a group
+CrossKeyValues = tuple[Float[Array, "G B Kh I d"], ...]  # and for each cross-attention layer
 
 
 @struct.dataclass
 class LaneCache:
     """What each of B lanes has read: its tokens and their keys and values, from position 0 on.
 
-    Axes G groups, J self-attention layers of a group, Kh key-value heads, d head channels.
+    Axes G groups, Kh key-value heads, d head channels.
     """
 
     tokens: Int[Array, "B S"]
@@ -41,16 +45,16 @@ class LaneCache:
         places = self.length[:, None] + columns
         # An index behind the buffer is dropped by the scatter.
         places = jnp.where(columns < count[:, None], places, self.size)
-        lane_first = (2, 4, 0, 1, 3, 5)
+        lane_first = (1, 3, 0, 2, 4)
 
         def put(buffer: Array, new: Array) -> Array:
             new = new.astype(buffer.dtype).transpose(lane_first)
-            return buffer.at[:, :, lanes, :, places].set(new, mode="drop")
+            return buffer.at[:, lanes, :, places].set(new, mode="drop")
 
         return LaneCache(
             tokens=self.tokens.at[lanes, places].set(tokens, mode="drop"),
-            k=put(self.k, k),
-            v=put(self.v, v),
+            k=jax.tree.map(put, self.k, k),
+            v=jax.tree.map(put, self.v, v),
             length=jnp.minimum(self.length + count, self.size),
         )
 
@@ -66,20 +70,26 @@ class ReplyCache:
     k: KeyValues
     v: KeyValues
 
+    @property
+    def size(self) -> int:
+        """Tokens a reply has room for."""
+        return self.k[0].shape[3]
+
     def write(self, column: Int[Array, ""], k: KeyValues, v: KeyValues) -> "ReplyCache":
         """The cache with one more token's keys and values."""
-        start = (0, 0, 0, 0, column, 0)
-        return ReplyCache(
-            k=jax.lax.dynamic_update_slice(self.k, k.astype(self.k.dtype), start),
-            v=jax.lax.dynamic_update_slice(self.v, v.astype(self.v.dtype), start),
-        )
+
+        def put(buffer: Array, new: Array) -> Array:
+            start = (0, 0, 0, column, 0)
+            return jax.lax.dynamic_update_slice(buffer, new.astype(buffer.dtype), start)
+
+        return ReplyCache(k=jax.tree.map(put, self.k, k), v=jax.tree.map(put, self.v, v))
 
 
 @struct.dataclass
 class CrossCache:
     """The image each of B lanes looks at, encoded once: keys and values of its I features.
 
-    Axes as in LaneCache; X cross-attention layers of a group. A lane without an image sees no
+    Axes as in LaneCache. A lane without an image sees no
     feature; with zeros for keys and values its text is read as if there were no images at all.
     """
 
@@ -92,21 +102,27 @@ class CrossCache:
         """True where the token at a position sees a feature."""
         return (positions >= self.since[:, None])[:, :, None] & self.real[:, None]
 
-    def replaced(self, fresh: Bool[Array, "B"], by: "CrossCache") -> "CrossCache":
-        """The cache with the lanes that are `fresh` taken from another one of the same sizes."""
-        at = {"k": 2, "v": 2, "real": 0, "since": 0}
+    def put(self, lanes: Int[Array, "c"], by: "CrossCache") -> "CrossCache":
+        """The cache with the images of c lanes taken from another one, of c lanes.
 
-        def pick(name: str) -> Array:
-            old, new = getattr(self, name), getattr(by, name)
-            trailing = (1,) * (old.ndim - 1 - at[name])
-            return jnp.where(fresh.reshape(-1, *trailing), new, old)
+        Lane numbers beyond the last one are left out.
+        """
 
-        return CrossCache(**{name: pick(name) for name in at})
+        def at(axis: int):
+            place = (slice(None),) * axis + (lanes,)
+            return lambda old, new: old.at[place].set(new.astype(old.dtype), mode="drop")
+
+        k, v = jax.tree.map(at(1), (self.k, self.v), (by.k, by.v))
+        return CrossCache(k=k, v=v, real=at(0)(self.real, by.real), since=at(0)(self.since, by.since))
 
 
 def _room(config: ModelConfig, lanes: int, size: int) -> KeyValues:
-    per_group = (config.self_layers, lanes, config.num_key_value_heads, size, config.head_dim)
-    return jnp.zeros((config.groups, *per_group), DTYPES[config.dtype])
+    return _rooms(config, config.self_layers, lanes, size)
+
+
+def _rooms(config: ModelConfig, count: int, lanes: int, size: int) -> tuple[Array, ...]:
+    shape = (config.groups, lanes, config.num_key_value_heads, size, config.head_dim)
+    return tuple(jnp.zeros(shape, DTYPES[config.dtype]) for _ in range(count))
 
 
 def empty(config: ModelConfig, lanes: int, size: int) -> LaneCache:
@@ -127,11 +143,9 @@ def empty_reply(config: ModelConfig, lanes: int, size: int) -> ReplyCache:
 def empty_cross(config: ModelConfig, lanes: int, features: int) -> CrossCache:
     """Room for an image of `features` features in each lane; none holds one."""
     crosses = config.pattern.count("cross")
-    per_group = (crosses, lanes, config.num_key_value_heads, features, config.head_dim)
-    room = jnp.zeros((config.groups, *per_group), DTYPES[config.dtype])
     return CrossCache(
-        k=room,
-        v=room,
+        k=_rooms(config, crosses, lanes, features),
+        v=_rooms(config, crosses, lanes, features),
         real=jnp.zeros((lanes, features), bool),
         since=jnp.zeros(lanes, jnp.int32),
     )

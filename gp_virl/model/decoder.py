@@ -179,7 +179,7 @@ class Group(nnx.Module):
     def __call__(
         self, x: Float[Array, "B S D"], around: Surroundings, memory: tuple, seen: tuple | None
     ) -> tuple[Float[Array, "B S D"], tuple]:
-        """`memory`: (k, v), each [J B Kh s d], per stretch; `seen`: those of images, [X B Kh I d].
+        """`memory`: (k, v) per stretch, each a [B Kh s d] per layer; `seen`: those of images.
 
         Returns x and the tokens' own (k, v).
         """
@@ -196,7 +196,7 @@ class Group(nnx.Module):
             x, kv = recomputed(layer, *inputs) if self.remat else layer(*inputs)
             kept.append(kv)
             j += 1
-        return x, tuple(jnp.stack(part) for part in zip(*kept, strict=True))
+        return x, tuple(zip(*kept, strict=True))
 
 
 class TextDecoder(nnx.Module):
@@ -226,7 +226,7 @@ class TextDecoder(nnx.Module):
         cross: Cross | CrossMemory | None = None,
         keep: bool = False,
     ) -> tuple[Float[Array, "B S D"], tuple[KeyValues, KeyValues] | None]:
-        """Normed hidden states and, if `keep`, the tokens' keys and values [G J B Kh S d].
+        """Normed hidden states and, if `keep`, the tokens' keys and values.
 
         With `memory`, the tokens attend to it and causally to each other; `together` is then
         not looked at. Cross-attention layers are skipped without `cross`.
@@ -266,6 +266,6 @@ class TextDecoder(nnx.Module):
         def group(_, weights):
             layers = nnx.merge(graph, weights).layers
             pairs = [layers[j].cross_attn.keys_values(states) for j in slots]
-            return None, tuple(jnp.stack(part) for part in zip(*pairs, strict=True))
+            return None, tuple(zip(*pairs, strict=True))
 
         return jax.lax.scan(group, None, weights)[1]

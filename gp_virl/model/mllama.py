@@ -117,7 +117,7 @@ class Mllama(nnx.Module):
         `cache` holds the lane's context and isn't changed while a reply is decoded.
         """
         positions = (cache.length + column)[:, None]
-        before = jnp.arange(reply.k.shape[4]) < column
+        before = jnp.arange(reply.size) < column
         said = Memory(k=reply.k, v=reply.v, visible=before[None, None])
         hidden, (k, v) = self.language_model(
             token[:, None],

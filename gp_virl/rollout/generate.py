@@ -109,9 +109,8 @@ def decode(
 
     def speak(speech: _Speech, hidden: Float[Array, "B D"]) -> _Speech:
         column = speech.spoken
-        # A key of the lane and the token's position: other lanes and batches don't matter.
-        drawn = jax.vmap(jax.random.fold_in)(keys, cache.length + column)
-        token, logp = sample(model.logits(hidden), drawn, sampling, forbidden)
+        places = cache.length + column
+        token, logp = sample(model.logits(hidden), keys, places, sampling, forbidden)
         token = jnp.where(speech.open, token, 0)
         stopped = (token[:, None] == stops).any(-1)
         return speech.replace(

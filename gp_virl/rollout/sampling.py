@@ -43,10 +43,14 @@ def nucleus(probability: Float[Array, "B V"], top_p: Float[Array, ""]) -> Bool[A
 def sample(
     logits: Float[Array, "B V"],
     keys: Key[Array, "B"],
+    places: Int[Array, "B"],
     sampling: Sampling,
     forbidden: Bool[Array, "V"] | None = None,
 ) -> tuple[Int[Array, "B"], Float[Array, "B"]]:
     """A token for every lane, and its log-probability.
+
+    It is drawn with the lane's key and the token's place in the context, so that neither other
+    lanes nor the batch matter.
 
     The log-probability is that of the whole distribution at the sampling temperature (1 when
     greedy): neither top_p nor `forbidden` ids, which are never drawn, change it, so that a
@@ -64,7 +68,8 @@ def sample(
 
         # Sorting is dear on every backend, and training samples without a nucleus.
         scores = jax.lax.cond(sampling.top_p < 1, cut, lambda scores: scores, scores)
-        return jax.vmap(jax.random.categorical)(keys, scores)
+        drawn = jax.vmap(jax.random.fold_in)(keys, places)  # of no use to a greedy token
+        return jax.vmap(jax.random.categorical)(drawn, scores)
 
     token = jax.lax.cond(greedy, lambda scores: jnp.argmax(scores, axis=-1), draw, allowed)
     token = token.astype(jnp.int32)

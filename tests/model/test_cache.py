@@ -6,13 +6,18 @@ from gp_virl.model.cache import empty, empty_reply
 from tests.model.models import CONFIG
 
 
+def normal(key, layers):
+    keys = jax.random.split(key, len(layers))
+    return tuple(jax.random.normal(k, layer.shape) for k, layer in zip(keys, layers, strict=True))
+
+
 def filled(lanes, size, length):
     cache = empty(CONFIG, lanes, size)
     keys = jax.random.split(jax.random.key(0), 3)
     return cache.replace(
         tokens=jax.random.randint(keys[0], cache.tokens.shape, 1, 40),
-        k=jax.random.normal(keys[1], cache.k.shape),
-        v=jax.random.normal(keys[2], cache.v.shape),
+        k=normal(keys[1], cache.k),
+        v=normal(keys[2], cache.v),
         length=jnp.asarray(length, jnp.int32),
     )
 
@@ -24,23 +29,26 @@ def test_append_writes_behind_each_lane_and_nowhere_else():
     got = jax.jit(lambda c, n, count: c.append(n.tokens, n.k, n.v, count))(
         cache, new, jnp.asarray(count, jnp.int32)
     )
-    want = {name: np.array(getattr(cache, name)) for name in ("tokens", "k", "v")}
+    tokens = np.array(cache.tokens)
+    k, v = ([np.array(layer) for layer in layers] for layers in (cache.k, cache.v))
     for b, (start, n) in enumerate(zip(length, count, strict=True)):
         for c in range(n):
             if start + c < 8:
-                want["tokens"][b, start + c] = new.tokens[b, c]
-                want["k"][:, :, b, :, start + c] = new.k[:, :, b, :, c]
-                want["v"][:, :, b, :, start + c] = new.v[:, :, b, :, c]
-    for name, array in want.items():
-        np.testing.assert_array_equal(getattr(got, name), array)
+                tokens[b, start + c] = new.tokens[b, c]
+                for layer, (own, other) in enumerate(zip(new.k, new.v, strict=True)):
+                    k[layer][:, b, :, start + c] = own[:, b, :, c]
+                    v[layer][:, b, :, start + c] = other[:, b, :, c]
+    jax.tree.map(np.testing.assert_array_equal, (got.tokens, got.k, got.v), (tokens, (*k,), (*v,)))
     assert got.length.tolist() == [4, 3, 8, 8, 6]
     assert cache.size == 8
 
 
 def test_a_reply_column_is_written_alone():
     cache = empty_reply(CONFIG, 3, 5)
-    one = jax.random.normal(jax.random.key(0), (*cache.k.shape[:4], 1, CONFIG.head_dim))
-    got = cache.write(jnp.int32(2), one, 2 * one)
-    np.testing.assert_array_equal(got.k[..., 2:3, :], one)
-    np.testing.assert_array_equal(got.v[..., 2:3, :], 2 * one)
-    assert not got.k[..., [0, 1, 3, 4], :].any() and not got.v[..., [0, 1, 3, 4], :].any()
+    one = normal(jax.random.key(0), [layer[:, :, :, :1] for layer in cache.k])
+    got = cache.write(jnp.int32(2), one, jax.tree.map(lambda x: 2 * x, one))
+    for k, v, want in zip(got.k, got.v, one, strict=True):
+        np.testing.assert_array_equal(k[..., 2:3, :], want)
+        np.testing.assert_array_equal(v[..., 2:3, :], 2 * want)
+        assert not k[..., [0, 1, 3, 4], :].any() and not v[..., [0, 1, 3, 4], :].any()
+    assert got.size == 5

@@ -134,8 +134,8 @@ def test_auto_processor_loads_what_prepared_takes(tmp_path):
     ids = inputs["input_ids"][0]
     since = ids.tolist().index(tokens.convert_tokens_to_ids("<|image|>"))
     lane = CrossCache(
-        k=jax.numpy.zeros((1, 1, 1, 1, 4, 2)),
-        v=jax.numpy.zeros((1, 1, 1, 1, 4, 2)),
+        k=(jax.numpy.zeros((1, 1, 1, 4, 2)),),
+        v=(jax.numpy.zeros((1, 1, 1, 4, 2)),),
         real=got.real,
         since=jax.numpy.array([since]),
     )

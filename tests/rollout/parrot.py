@@ -39,8 +39,8 @@ class Parrot(Mllama):
         return hidden @ jnp.sin(jnp.arange(hidden.shape[-1]))
 
     def extend(self, tokens, count, cache, images=None):
-        shape = (*cache.k.shape[:4], tokens.shape[1], cache.k.shape[5])
-        cache = cache.append(tokens, jnp.zeros(shape), jnp.zeros(shape), count)
+        nothing = jax.tree.map(lambda x: jnp.zeros_like(x[:, :, :, : tokens.shape[1]]), cache.k)
+        cache = cache.append(tokens, nothing, nothing, count)
         said = self._hidden(cache, jnp.int32(0))
         return jnp.broadcast_to(said[:, None], (*tokens.shape, said.shape[-1])), cache
 

@@ -88,7 +88,9 @@ def test_turns_equal_the_uncached_forward_and_a_new_image_empties_the_prefix():
     context = follow_up(context, reply, rows)
 
     fresh = jnp.array([True, False, False, True])
-    images = images.replaced(fresh, look(second))
+    lanes = jnp.array([3, 0, LANES, LANES])  # in any order; beyond the last one means none
+    new = look(second[lanes % LANES]).replace(real=REAL[lanes % LANES], since=SINCE[lanes % LANES])
+    images = images.put(lanes, new)
     reply, cache = play(cache, context, images, fresh)
     check(context, reply, jnp.where(fresh[:, None, None], second, first))
     # Of the last reply all but its last token was held; where the image is new, nothing.
@@ -110,7 +112,7 @@ def test_without_new_images_the_prefix_is_that_of_the_tokens():
 def test_an_empty_lane_reads_text_as_if_there_were_no_images():
     """Keys and values of zero add nothing, in HF's order too."""
     images = empty_cross(CONFIG, LANES, FEATURES)
-    images = images.replaced(jnp.array([True, True, False, True]), look(states(0)))
+    images = images.put(jnp.array([0, 1, LANES, 3]), look(states(0)))
     context = prompts(4, [4, 9, 12, 6])
     reply, _ = play(empty(CONFIG, LANES, ROOM), context, images, jnp.zeros(LANES, bool))
     check(context, reply, states(0), lanes=[0, 1, 3])

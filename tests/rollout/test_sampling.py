@@ -13,7 +13,7 @@ LOGITS = np.array([1.0, 3.0, -1.0, 2.5, 0.0, 2.0], np.float32)
 def draws(sampling, forbidden=None, logits=LOGITS):
     keys = jax.random.split(jax.random.key(0), DRAWS)
     rows = jnp.broadcast_to(jnp.asarray(logits), (DRAWS, len(logits)))
-    return jax.jit(sample)(rows, keys, sampling, forbidden)
+    return jax.jit(sample)(rows, keys, jnp.zeros(DRAWS, jnp.int32), sampling, forbidden)
 
 
 def plain_nucleus(p, top_p):
@@ -61,13 +61,15 @@ def test_nucleus_against_the_plain_one():
         np.testing.assert_array_equal(got, [plain_nucleus(row, top_p) for row in p])
 
 
-def test_a_lanes_draw_depends_on_its_own_key_and_logits_only():
+def test_a_lanes_draw_depends_on_its_own_key_place_and_logits_only():
     keys = jax.random.split(jax.random.key(1), 8)
     logits = jax.random.normal(jax.random.key(2), (8, 30))
-    token, logp = sample(logits, keys, Sampling.of(1.0, 0.9))
+    places = jnp.arange(8)
+    token, logp = sample(logits, keys, places, Sampling.of(1.0, 0.9))
     order = jnp.array([5, 2, 2, 7])
-    again, logp_again = sample(logits[order], keys[order], Sampling.of(1.0, 0.9))
+    again, logp_again = sample(logits[order], keys[order], places[order], Sampling.of(1.0, 0.9))
     np.testing.assert_array_equal(again, token[order])
+    assert (sample(logits, keys, places + 1, Sampling.of(1.0, 0.9))[0] != token).any()
     np.testing.assert_array_equal(logp_again, logp[order])
 
 
@@ -82,7 +84,7 @@ def test_one_compilation_serves_every_setting():
     keys, logits = jax.random.split(jax.random.key(1), 2), jnp.zeros((2, 5))
     settings = (Sampling.of(1.0), Sampling.of(0.0), Sampling.of(0.5, 0.5), Sampling.of(greedy=True))
     for sampling in settings:
-        traced(logits, keys, sampling)
+        traced(logits, keys, jnp.zeros(2, jnp.int32), sampling)
     assert len(traces) == 1
 
 
