@@ -30,6 +30,8 @@ from launch import compare_inputs, compare_modules, jax_side, lab
 from launch.compare_inputs import KINDS, Batch, Sizes
 
 WARM_UP = 2
+SHORT = 1.0  # seconds: a job is repeated until it has taken so long, `repeats` times at least
+MOST = 40
 JOB, MODULE = "{:<28}{:>12}{:>12}{:>9}", "{:<62}{:>7}{:>11}{:>11}{:>11}{:>11}"
 
 
@@ -201,14 +203,17 @@ def _row(torch_s: float, jax_s: float) -> dict[str, float]:
 
 def interleaved(theirs: Callable, ours: Callable, repeats: int) -> tuple[float, float]:
     """Medians of their turns about, after some runs of each that aren't counted."""
-    seconds: tuple[list[float], list[float]] = ([], [])
-    for repeat in range(-WARM_UP, repeats):
-        for job, kept in zip((theirs, ours), seconds, strict=True):
-            start = time.perf_counter()
-            job()
-            if repeat >= 0:
-                kept.append(time.perf_counter() - start)
-    return statistics.median(seconds[0]), statistics.median(seconds[1])
+    for _ in range(WARM_UP):
+        first = _seconds(theirs), _seconds(ours)
+    count = max(repeats, min(MOST, int(SHORT / sum(first))))
+    turns = [(_seconds(theirs), _seconds(ours)) for _ in range(count)]
+    return statistics.median(t for t, _ in turns), statistics.median(o for _, o in turns)
+
+
+def _seconds(job: Callable) -> float:
+    start = time.perf_counter()
+    job()
+    return time.perf_counter() - start
 
 
 def _line(name: str, row: dict[str, float]) -> str:
