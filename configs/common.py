@@ -19,6 +19,11 @@ def study(task: str, scale: str) -> ConfigDict:
         hands="all",
         held_out=0.1,
         seed=0,
+        modality="text",
+        image_size=96,
+        jitter_shift=0.0,
+        jitter_scale=0.0,
+        recognition="replaces",
         rewards=dict(
             solved=5.0,
             wrong_value=-1.0,
@@ -32,7 +37,13 @@ def study(task: str, scale: str) -> ConfigDict:
     config.text = dict(tokenizer="tiny", wording="brief")
     config.model = dict(size=scale, dtype="float32", remat=False)
     config.data = dict(
-        examples=40_000, max_solutions=1, ood_share=0.0, suboptimal=0.0, max_errors=4, seed=0
+        examples=40_000,
+        max_solutions=1,
+        ood_share=0.0,
+        suboptimal=0.0,
+        max_errors=4,
+        base_suits="all",
+        seed=0,
     )
     sft = dict(
         steps=1000,
@@ -46,6 +57,8 @@ def study(task: str, scale: str) -> ConfigDict:
         weight_decay=0.01,
         beta2=0.99,
         clip_norm=1.0,
+        pictures=3,
+        frozen="none",
     )
     config.base = dict(sft)
     config.sft = dict(sft)
@@ -57,6 +70,7 @@ def study(task: str, scale: str) -> ConfigDict:
         reply_bytes=256,
         context=256,
         chunk=32,
+        images=64,
         temperature=1.0,
         top_p=1.0,
     )
@@ -85,6 +99,8 @@ def study(task: str, scale: str) -> ConfigDict:
         ratio_level="turn",
         thought_coef=0.5,
         reward_scale=1.0,
+        pictures=2,
+        frozen="none",
     )
     config.eval = dict(
         hands=2048, curve_hands=512, lanes=256, points=6, seed=0, transcripts=32, lam="measured"

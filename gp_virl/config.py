@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 
 from ml_collections import ConfigDict
 
+FROZEN_CHOICES = ("none", "vision", "vision_and_projector")
+
 
 class ConfigError(ValueError):
     """One or more configuration fields are wrong; the message lists them all."""
@@ -53,7 +55,12 @@ class Rewards:
 
 @dataclass(frozen=True)
 class EnvConfig:
-    """One split of GeneralPoints."""
+    """One split of GeneralPoints.
+
+    With modality image the cards are a picture of `image_size` pixels along each side, in which
+    they are moved by up to `jitter_shift` of their places and their size changes by up to the
+    share `jitter_scale`. The reward of `unrecognized` replaces the formula's or is added to it.
+    """
 
     rule: str
     target: int = at_least(1)
@@ -63,6 +70,11 @@ class EnvConfig:
     hands: str = choice("all", "seen", "held_out")
     held_out: float = between(0, 0.9)
     seed: int = at_least(0)
+    modality: str = choice("text", "image")
+    image_size: int = at_least(1)
+    jitter_shift: float = between(0, 1)
+    jitter_scale: float = between(0, 0.9)
+    recognition: str = choice("replaces", "added")
     rewards: Rewards
 
 
@@ -85,19 +97,23 @@ class ModelChoice:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Expert dialogues for SFT. `ood_share` of the base's hands follow the rule-OOD split."""
+    """Expert dialogues for SFT.
+
+    `ood_share` of the base's hands follow the rule-OOD split; in pictures they have `base_suits`.
+    """
 
     examples: int = at_least(1)
     max_solutions: int = at_least(1)
     ood_share: float = between(0, 1)
     suboptimal: float = between(0, 1)
     max_errors: int = at_least(1)
+    base_suits: str = choice("all", "black", "red")
     seed: int = at_least(0)
 
 
 @dataclass(frozen=True)
 class SftConfig:
-    """One run of supervised fine-tuning."""
+    """One run of supervised fine-tuning; a row of `length` tokens has at most `pictures` images."""
 
     steps: int = at_least(0)
     batch_size: int = at_least(1)
@@ -110,6 +126,8 @@ class SftConfig:
     weight_decay: float = at_least(0)
     beta2: float = between(0, 1)
     clip_norm: float = above(0)
+    pictures: int = at_least(1)
+    frozen: str = choice(*FROZEN_CHOICES)
 
 
 @dataclass(frozen=True)
@@ -117,6 +135,7 @@ class RolloutConfig:
     """Lanes play side by side; `context` tokens hold a whole conversation of a lane.
 
     A reply has at most `reply_length` tokens, of which the verifier reads `reply_bytes` bytes.
+    Contexts are read `chunk` tokens, and new images encoded `images` lanes at a time.
     """
 
     lanes: int = at_least(1)
@@ -125,6 +144,7 @@ class RolloutConfig:
     reply_bytes: int = at_least(1)
     context: int = at_least(8)
     chunk: int = at_least(1)
+    images: int = at_least(1)
     temperature: float = above(0)
     top_p: float = between(0.01, 1)
 
@@ -134,7 +154,8 @@ class PpoConfig:
     """Multi-turn PPO (paper, section 3); one reply is one action at `ratio_level` turn.
 
     The value head has its own learning rate, as it starts from nothing, and trains alone in the
-    first `value_warmup` updates. `value_shapes_decoder`: its loss trains the decoder too.
+    first `value_warmup` updates. `value_shapes_decoder`: its loss trains the decoder too. A row
+    of training has at most `pictures` conversations with an image.
     """
 
     updates: int = at_least(0)
@@ -161,6 +182,8 @@ class PpoConfig:
     ratio_level: str = choice("turn", "token")
     thought_coef: float = between(0, 1)
     reward_scale: float = above(0)
+    pictures: int = at_least(1)
+    frozen: str = choice(*FROZEN_CHOICES)
 
 
 @dataclass(frozen=True)
@@ -189,7 +212,7 @@ class MeshConfig:
 class StudyConfig:
     """Everything `launch/study.py` needs; `ood` maps a split's name to changes of `env`."""
 
-    task: str = choice("gp_l")
+    task: str = choice("gp_l", "gp_vl")
     scale: str
     seed: int = at_least(0)
     env: EnvConfig
@@ -204,6 +227,11 @@ class StudyConfig:
     ppo: PpoConfig
     eval: EvalConfig
     mesh: MeshConfig
+
+    @property
+    def pictured(self) -> bool:
+        """True where the model looks at images."""
+        return self.env.modality == "image"
 
     @property
     def splits(self) -> dict[str, EnvConfig]:
@@ -304,5 +332,10 @@ def _joint_problems(study: StudyConfig):
                 f"config.{name}.microbatch: given {run.microbatch}, allowed: a divisor of "
                 f"batch_size {run.batch_size}"
             )
+    if study.pictured != (study.task == "gp_vl"):
+        yield (
+            f"config.env.modality: given {study.env.modality} for task {study.task}, allowed: "
+            "image for gp_vl, text for gp_l"
+        )
     if study.data.ood_share and "rule" not in study.ood:
         yield "config.data.ood_share: given > 0, allowed only with config.ood.rule"

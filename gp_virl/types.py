@@ -23,7 +23,7 @@ class Context:
 
 @struct.dataclass
 class Answer:
-    """What the reply's last formula says, before any hand or rule is looked at.
+    """What the reply says, before any hand or rule is looked at: its last formula and its cards.
 
     An expression with four numbers has three operators. Applying first the operator with the
     larger (depth, is * or /), the left one on ties, is exactly the usual order of evaluation,
@@ -35,6 +35,9 @@ class Answer:
     count: Int[Array, "*b"]  # of all numbers in the formula, also of those not kept
     operators: Int[Array, "*b 3"]  # 0 + 1 - 2 * 3 /
     depths: Int[Array, "*b 3"]  # parentheses open around each operator
+    # How many cards of each rank the reply's last list of cards names (A, 2..10, J, Q, K); none
+    # if it isn't a closed list or if any of its elements is no card.
+    named: Int[Array, "*b 13"]
 
 
 @struct.dataclass
@@ -43,6 +46,8 @@ class Verdict:
 
     outcome: Int[Array, "*b"]  # index into the environment's OUTCOMES
     reward: Float[Array, "*b"]
-    solved: Bool[Array, "*b"]  # the reply is right
+    solved: Bool[Array, "*b"]  # the episode is won with this reply
+    recognized: Bool[Array, "*b"]  # what there was to see in an image is named rightly
     terminated: Bool[Array, "*b"]  # nothing follows
     truncated: Bool[Array, "*b"]  # cut off from outside; the future had value
+    closed: Bool[Array, "*b"]  # the next reply opens another conversation, of this episode or not

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
+from flax import nnx
 from jaxtyping import PyTree
 
 from gp_virl.config import StudyConfig
@@ -27,7 +28,7 @@ from gp_virl.envs.general_points import new_state
 from gp_virl.text import replies, template
 from gp_virl.train import sft
 from gp_virl.train.state import create, optimizer
-from launch import branches, train_rl
+from launch import branches, card_study, train_rl
 from launch import lab as labs
 from launch.lab import Lab
 
@@ -134,11 +135,37 @@ def verdicts(lab: Lab, repeats: int) -> Iterator[Row | Compiled]:
         yield rate(f"replies judged, from {name}", "replies/s", JUDGED, times, batch)
 
 
+def sights(lab: Lab, params: PyTree, repeats: int) -> Iterator[Row | Compiled]:
+    """Hands drawn as pictures, and pictures through tower and projector."""
+    game, roll = lab.games["train"], lab.config.rollout
+    count = -(-roll.lanes // roll.images) * roll.images
+    states = jax.vmap(lambda e: game.reset(jax.random.fold_in(jax.random.key(0), e)))
+
+    @jax.jit
+    def draw(game, scene):
+        return jax.vmap(game.picture)(scene)
+
+    @jax.jit
+    def encode(params, pictures):
+        chunks = pictures.reshape(-1, roll.images, *pictures.shape[1:])
+        return jax.lax.map(nnx.merge(lab.graph, params).see, chunks)
+
+    scene = jax.vmap(game.scene)(states(jnp.arange(count)))
+    yield (program := compiled("draw", draw, game, scene))
+    times = seconds(lambda: program.run(game, scene), repeats)
+    batch = f"{count} x {lab.config.env.image_size} pixels square"
+    yield rate("hands rendered", "hands/s", count, times, batch)
+    pictures = program.run(game, scene)
+    yield (program := compiled("encode", encode, params, pictures))
+    times = seconds(lambda: program.run(params, pictures), repeats)
+    yield rate("images encoded", "images/s", count, times, batch)
+
+
 def fine_tuning(lab: Lab, params: PyTree, repeats: int) -> Iterator[Row | Compiled]:
     """The base's update on packed dialogues."""
     run = lab.config.base
     talks = pipeline.tokenized(dialogues(lab, lab.config.data.suboptimal), lab.tokenizer)
-    shape = {"length": run.length, "batch_size": run.batch_size}
+    shape = {"length": run.length, "batch_size": run.batch_size, "pictures": run.pictures}
     rows = next(iter(pipeline.batches(talks, **shape, seed=0)))
     batch = sft.Batch(**branches.on_mesh(lab, rows))
     rule = optimizer(run, run.steps)
@@ -170,7 +197,8 @@ def policy(lab: Lab, params: PyTree, repeats: int) -> Iterator[Row | Compiled]:
     state = create(params, optimizer(config.ppo, updates))
     heat, on = how.temperature, jnp.float32(1)
     shapes = jax.eval_shape(steps.rollout, params, game, lanes, key, key, how)[1:]
-    yield (learn := compiled("ppo update", steps.update, state, params, *shapes, key, heat, on))
+    given = (game, state, params, *shapes, key, heat, on)
+    yield (learn := compiled("ppo update", steps.update, *given))
     halves, said, trained = [], [], []
     for step in range(repeats + 1):
         draw, clock = jax.random.fold_in(key, step), time.perf_counter()
@@ -179,7 +207,7 @@ def policy(lab: Lab, params: PyTree, repeats: int) -> Iterator[Row | Compiled]:
         )
         played = time.perf_counter()
         state, metrics = jax.block_until_ready(
-            learn.run(state, params, roll, following, draw, heat, on)
+            learn.run(game, state, params, roll, following, draw, heat, on)
         )
         halves.append((played - clock, time.perf_counter() - played))
         said.append(int(roll.reply.sum()))
@@ -208,21 +236,11 @@ def evaluation(lab: Lab, params: PyTree, repeats: int) -> Iterator[Row | Compile
 
 
 def dialogues(lab: Lab, suboptimal: float) -> list[dict[str, Any]]:
-    """Expert dialogues of the training split, made in memory."""
-    env, data = lab.config.env, lab.config.data
+    """Expert dialogues of the branches, made in memory."""
+    about = card_study.expert(lab.config, base=False)
     return list(
         gp_sft.dialogues(
-            gp_sft.GpSftConfig(
-                rules={env.rule: 1.0},
-                target=env.target,
-                held_out=env.held_out,
-                held_out_seed=env.seed,
-                examples=DIALOGUES,
-                max_solutions=data.max_solutions,
-                suboptimal=suboptimal,
-                max_errors=data.max_errors,
-                wording=lab.config.text.wording,
-            )
+            dataclasses.replace(about, name="", examples=DIALOGUES, suboptimal=suboptimal)
         )
     )
 
@@ -239,6 +257,8 @@ def measured(lab: Lab, params: PyTree, repeats: int) -> Iterator[Row | Compiled]
     """Everything, one after the other."""
     yield from deals(lab, repeats)
     yield from verdicts(lab, repeats)
+    if lab.config.pictured:
+        yield from sights(lab, params, repeats)
     yield from fine_tuning(lab, params, repeats)
     yield from policy(lab, params, repeats)
     yield from evaluation(lab, params, repeats)

@@ -13,7 +13,7 @@ from jaxtyping import PyTree
 from tqdm import tqdm
 
 from gp_virl.config import SftConfig
-from gp_virl.data import gp_sft, pipeline
+from gp_virl.data import pipeline
 from gp_virl.io import checkpoint
 from gp_virl.metrics import RunWriter
 from gp_virl.model import mllama
@@ -74,42 +74,10 @@ def fresh_params(lab: Lab, seed: int) -> PyTree:
     return mllama.build(lab.model, jax.random.key(seed), lab.mesh)[1]
 
 
-def dataset(lab: Lab, branch: Branch) -> gp_sft.GpSft:
-    """The prepared expert dialogues of a branch: both rules for the base, ID for the others."""
-    config, env = lab.config, lab.config.env
-    base = branch.name == "base"
-    share = config.data.ood_share if base else 0.0
-    rules, faces = {env.rule: 1.0 - share}, [env.rule] if env.require_face else []
-    if share:
-        ood = config.splits["rule_ood"]
-        rules[ood.rule] = share
-        faces += [ood.rule] if ood.require_face else []
-    builder = gp_sft.GpSft(
-        config=gp_sft.GpSftConfig(
-            rules=rules,
-            require_face=tuple(faces),
-            target=env.target,
-            hands="seen",
-            held_out=env.held_out,
-            held_out_seed=env.seed,
-            seed=config.data.seed + (0 if base else 1),
-            examples=config.data.examples,
-            max_solutions=config.data.max_solutions,
-            suboptimal=config.data.suboptimal if base else 0.0,
-            max_errors=config.data.max_errors,
-            wording=config.text.wording,
-        ),
-        data_dir=str(branch.data),
-        file_format=gp_sft.FORMAT,
-    )
-    builder.download_and_prepare()
-    return builder
-
-
 def batches(lab: Lab, branch: Branch, run: SftConfig):
     """An endless, resumable iterator of this process's batches."""
-    source = dataset(lab, branch).as_data_source("train")
-    talks = pipeline.tokenized(source, lab.tokenizer)
+    builder = lab.study.dataset(lab.config, branch.name == "base", branch.data)
+    talks = pipeline.tokenized(builder.source(), lab.tokenizer)
     return iter(
         pipeline.batches(
             talks,
@@ -118,6 +86,7 @@ def batches(lab: Lab, branch: Branch, run: SftConfig):
             seed=branch.seed,
             index=jax.process_index(),
             count=jax.process_count(),
+            pictures=run.pictures,
         )
     )
 
@@ -140,7 +109,8 @@ def evaluator(lab: Lab, branch: Branch, writer: RunWriter, last: int) -> Callabl
         }
         splits = list(lab.config.splits)
         if updates == last:
-            found = evaluate(lab, params, lab.config.eval.hands, about, [*splits, "held_out"])
+            splits += lab.study.HELD_OUT
+            found = evaluate(lab, params, lab.config.eval.hands, about, splits)
         else:
             found = evaluate(lab, params, lab.config.eval.curve_hands, about, splits, DECODINGS[:1])
         for record in found:

@@ -1,5 +1,6 @@
 """Conversations played for people to read, as the records of gp_virl/plots/transcripts.py."""
 
+import base64
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -11,14 +12,14 @@ import numpy as np
 from flax import nnx
 from jaxtyping import PyTree
 
-from gp_virl.envs.cards import SYMBOLS
+from gp_virl.data.pictures import encoded
 from gp_virl.rollout import episodes
 from gp_virl.text.template import ChatGlue
 from launch.lab import Lab, sampling
 
 
 def write(lab: Lab, ends: Mapping[str, PyTree], seed: int, path: Path) -> None:
-    """Greedy conversations of every branch on every split; the same hands for all branches."""
+    """Greedy conversations of every branch on every split; the same episodes for all branches."""
     if path.exists() or not lab.config.eval.transcripts or jax.process_index():
         return
     play = jax.jit(lambda params, game, lanes, key: _play(lab, params, game, lanes, key))
@@ -35,33 +36,52 @@ def conversations(lab: Lab, play, params: PyTree, split: str) -> Iterator[dict[s
     """`eval.transcripts` first episodes of a split, played to their end."""
     game, key = lab.games[split], jax.random.key(lab.config.eval.seed)
     episode = jnp.arange(lab.config.eval.transcripts)
-    hands = jax.vmap(lambda e: game.reset(jax.random.fold_in(key, e)))(episode).ranks
+    states = jax.vmap(lambda e: game.reset(jax.random.fold_in(key, e)))(episode)
     roll = jax.device_get(play(params, game, episode, key))
-    glue = ChatGlue.of(lab.tokenizer)
-    for lane, ranks in enumerate(np.asarray(hands)):
+    glue = ChatGlue.of(lab.tokenizer, lab.config.pictured)
+    for lane in range(len(episode)):
         turns = np.flatnonzero(roll.episode[:, lane] == lane)
-        messages, said = [], 0
+        messages, images = [], []
+        opens = True
         for turn in turns:
-            prompt, reply = int(roll.prompt[turn, lane]), int(roll.reply[turn, lane])
-            tokens = roll.tokens[turn, lane]
-            asked = lab.tokenizer.decode(tokens[said:prompt]).removeprefix(glue.end)
-            asked = asked.removeprefix(glue.opening if turn == turns[0] else glue.next)
-            said = prompt + reply
-            answer = lab.tokenizer.decode(tokens[prompt:said]).removesuffix(glue.end)
-            messages += [
-                {"role": "user", "content": asked.removesuffix(glue.asking)},
-                {
-                    "role": "assistant",
-                    "content": answer,
-                    "outcome": game.outcomes[roll.outcome[turn, lane]],
-                    "reward": float(roll.reward[turn, lane]),
-                },
-            ]
-        yield {
-            "hand": [SYMBOLS[rank] for rank in ranks],
-            "solved": bool((roll.outcome[turns, lane] == 0).any()),
-            "messages": messages,
-        }
+            record = jax.tree.map(lambda x, turn=turn, lane=lane: x[turn, lane], roll)
+            messages += exchange(lab, glue, game, record, opens)
+            images += [_picture(game, record) if opens else None, None]
+            opens = bool(record.closed)
+        shown = {"image": images} if any(images) else {}
+        yield (
+            lab.study.described(states, lane)
+            | shown
+            | {
+                "solved": bool(roll.solved[turns, lane].any()),
+                "messages": messages,
+            }
+        )
+
+
+def exchange(
+    lab: Lab, glue: ChatGlue, game: Any, record: episodes.Rollout, opens: bool
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What was asked last and the reply; the record is one turn of one lane."""
+    prompt, reply = int(record.prompt), int(record.reply)
+    asked = lab.tokenizer.decode(record.tokens[:prompt]).removesuffix(glue.asking)
+    # A later prompt holds the whole conversation, of which the last message is new.
+    asked = asked.removeprefix(glue.opening) if opens else asked.split(glue.next)[-1]
+    answer = lab.tokenizer.decode(record.tokens[prompt : prompt + reply]).removesuffix(glue.end)
+    judged = {"outcome": game.outcomes[record.outcome], "reward": float(record.reward)}
+    if lab.config.pictured:
+        judged["recognized"] = bool(record.recognized)
+    return (
+        {"role": "user", "content": asked},
+        {"role": "assistant", "content": answer, **judged},
+    )
+
+
+def _picture(game: Any, record: episodes.Rollout) -> str | None:
+    """The image in sight as PNG in base64; None for a task without images."""
+    if game.image_token is None:
+        return None
+    return base64.b64encode(encoded(np.asarray(game.picture(record.scene)))).decode()
 
 
 def _play(lab: Lab, params: PyTree, game, episode, key) -> episodes.Rollout:
@@ -69,5 +89,5 @@ def _play(lab: Lab, params: PyTree, game, episode, key) -> episodes.Rollout:
     lanes = episodes.start(game, key, episode, roll.context)
     return episodes.rollout(
         model, game, lanes, key, key, sampling(lab.config, "greedy"),
-        lab.config.env.max_turns, roll.reply_length, roll.chunk,
+        lab.study.replies(lab.config), roll.reply_length, roll.chunk, roll.images,
     )[1]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Success of one checkpoint on every split:
+"""Success, and what else a task measures, of one checkpoint on every split:
 python -m launch.evaluate --config=configs/gp_l.py:tiny --checkpoint=runs/gp_l_tiny/seed0/rl
 [--hands=2048] [--json=FILE]"""
 
@@ -19,14 +19,14 @@ def main(config: StudyConfig, checkpoint: Path, hands: int | None, file: str | N
     lab = labs.open_lab(config)
     params, about = branches.load_params(lab, checkpoint)
     common = {"branch": about["branch"], "seed": config.seed, "updates": about["step"]}
-    splits = [*config.splits, "held_out"]
+    splits = [*config.splits, *lab.study.HELD_OUT]
     with jax.set_mesh(lab.mesh):
         found = labs.evaluate(lab, params, hands or config.eval.hands, common, splits)
     if jax.process_index():
         return
-    print(LINE.format("split", "metric", "tries", "decoding", "success", "95% interval", "N"))
+    print(LINE.format("split", "metric", "tries", "decoding", "share", "95% interval", "N"))
     for record in found:
-        if record["metric"].startswith("success"):
+        if not record["metric"].startswith("outcome"):
             place = [record[name] for name in ("split", "metric", "tries", "decoding")]
             rate = f"{100 * record['value']:.1f}%"
             interval = f"{100 * record['low']:.1f} to {100 * record['high']:.1f}"

@@ -7,11 +7,11 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from absl import app, flags, logging
 from flax import nnx
 from jax.sharding import Mesh
@@ -20,18 +20,19 @@ from ml_collections import ConfigDict, config_flags
 from transformers import PreTrainedTokenizerBase
 
 from gp_virl import config as cfg
-from gp_virl.envs import cards
-from gp_virl.envs.card_game import CardGame
+from gp_virl.envs.api import Task
 from gp_virl.evals.evaluate import records
 from gp_virl.metrics import SHOWS, MetricsError, RunWriter, run_writer
 from gp_virl.model import mllama
-from gp_virl.model.config import GROUP, ModelConfig, preset
+from gp_virl.model.config import ModelConfig, preset
 from gp_virl.rollout import episodes
 from gp_virl.rollout.sampling import Sampling
 from gp_virl.sharding import mesh_of
-from gp_virl.text import prompts, template, tokenizer
+from gp_virl.text import template, tokenizer
+from launch import card_study
 
 DECODINGS = ("greedy", "sampled")
+STUDIES = {"gp_l": card_study, "gp_vl": card_study}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,25 +40,26 @@ class Lab:
     """A study ready to run; games by name: every split, 'train' and 'held_out'."""
 
     config: cfg.StudyConfig
+    study: ModuleType  # what the task needs: launch/card_study.py
     tokenizer: PreTrainedTokenizerBase
-    wording: prompts.Wording
     model: ModelConfig
     graph: nnx.GraphDef
-    games: dict[str, CardGame]
-    parameters: int  # that a text token meets, for the compute axis
+    games: dict[str, Task]
+    parameters: int  # N of the compute axis
     mesh: Mesh  # enter it with jax.set_mesh before anything is traced
     play: Callable  # jitted episodes.outcomes: (params, game, deal, draw, sampling, hands)
 
 
 def open_lab(config: cfg.StudyConfig) -> Lab:
     """Check and build everything that costs little; ConfigError before any training starts."""
+    study, choice = STUDIES[config.task], config.model
     try:
-        words = prompts.load_wording(config.text.wording)
-        tokens = tokenizer.load(config.text.tokenizer)
-        games = build_games(config, tokens, words)
-        choice = config.model
+        tokens, words = study.load_texts(config)
+        games = study.build_games(config, tokens, words)
+        check_room(config, games)
         model = preset(
             choice.size,
+            images=config.pictured,
             vocab_size=tokenizer.head_rows(tokens),
             dtype=choice.dtype,
             remat=choice.remat,
@@ -69,37 +71,30 @@ def open_lab(config: cfg.StudyConfig) -> Lab:
         raise cfg.ConfigError(wrong.args[0]) from wrong
     graph, shapes = mllama.abstract(model)
     play = jax.jit(functools.partial(_play, graph, config), static_argnames="hands")
-    return Lab(config, tokens, words, model, graph, games, text_parameters(shapes), mesh, play)
+    count = counted_parameters(shapes, model)
+    return Lab(config, study, tokens, model, graph, games, count, mesh, play)
 
 
-def build_games(
-    config: cfg.StudyConfig, tokens: PreTrainedTokenizerBase, words: prompts.Wording
-) -> dict[str, CardGame]:
-    """The game of every split, of training hands and of held-out ones."""
-    roll = config.rollout
-    envs = dict(config.splits)
-    envs["train"] = dataclasses.replace(config.env, hands="seen")
-    envs["held_out"] = dataclasses.replace(config.env, hands="held_out")
-    games = {
-        name: CardGame.build(env, tokens, words, roll.reply_length, roll.reply_bytes)
-        for name, env in envs.items()
-    }
+def check_room(config: cfg.StudyConfig, games: Mapping[str, Task]) -> None:
+    """ConfigError unless the longest conversation of every game fits a lane's context."""
     for name, game in games.items():
         needed = game.context_limit
-        if needed > roll.context:
+        if needed > config.rollout.context:
             raise cfg.ConfigError(
-                f"config.rollout.context: given {roll.context}, but conversations of {name} "
-                f"take up to {needed} tokens; allowed: at least {needed}"
+                f"config.rollout.context: given {config.rollout.context}, but conversations of "
+                f"{name} take up to {needed} tokens; allowed: at least {needed}"
             )
-    return games
 
 
-def text_parameters(shapes: PyTree) -> int:
-    """Parameters that a text token meets: all but the cross-attention layers and the value head.
+def counted_parameters(shapes: PyTree, model: ModelConfig) -> int:
+    """N of the compute axis: all parameters but the value head and the embedding table.
 
-    The embedding table is left out as well: a token reads one row of it.
+    A token reads one row of the table. Without images the cross-attention layers are skipped by
+    every token and aren't counted either.
     """
-    skipped = (f"['layers'][{GROUP.index('cross')}]", "value_head", "embed_tokens")
+    skipped = ["value_head", "embed_tokens"]
+    if model.vision is None:
+        skipped += [f"['layers'][{i}]" for i, kind in enumerate(model.pattern) if kind == "cross"]
     named = jax.tree_util.tree_flatten_with_path(shapes)[0]
     return sum(
         leaf.size
@@ -112,8 +107,8 @@ def _play(graph, config: cfg.StudyConfig, params, game, deal, draw, sampling, ha
     roll = config.rollout
     return episodes.outcomes(
         nnx.merge(graph, params), game, deal, draw, sampling,
-        hands=hands, lanes=config.eval.lanes, max_turns=config.env.max_turns,
-        size=roll.context, reply_length=roll.reply_length, chunk=roll.chunk,
+        hands=hands, lanes=config.eval.lanes, max_turns=STUDIES[config.task].replies(config),
+        size=roll.context, reply_length=roll.reply_length, chunk=roll.chunk, together=roll.images,
     )  # fmt: skip
 
 
@@ -137,37 +132,35 @@ def evaluate(
 ) -> list[dict[str, Any]]:
     """Tidy records of the splits; the hands depend on `eval.seed` alone, not on the branch.
 
-    The game 'held_out' counts as split id with the metric's suffix _held_out.
+    A game that is no split counts as split id.
     """
-    found, env = [], lab.config.env
+    found = []
     key = jax.random.key(lab.config.eval.seed)
     for split in splits:
         game = lab.games[split]
         for decoding in decodings:
-            table, states = lab.play(
+            tries, states = lab.play(
                 params, game, key, jax.random.fold_in(key, 1),
                 sampling(lab.config, decoding), hands=hands,
             )  # fmt: skip
-            everyone = np.ones(hands, bool)
-            groups = {"_held_out": everyone} if split == "held_out" else {"": everyone}
-            if split == "id":
-                held_out = cards.held_out_multisets(env.held_out, env.seed)
-                groups["_seen"] = ~held_out[cards.multiset_index(np.asarray(states.ranks))]
             about = dict(common) | {
                 "kind": "eval",
-                "split": "id" if split == "held_out" else split,
+                "split": split if split in lab.config.splits else "id",
                 "decoding": decoding,
             }
-            found += records(np.asarray(table), game.outcomes, about, groups)
+            groups = lab.study.groups(lab.config, split, states)
+            seen = jax.device_get((tries.outcome, tries.recognized, tries.solved))
+            found += records(*seen, game.outcomes, about, groups, lab.study.metrics(lab.config))
     return found
 
 
 def shown(found: Iterable[Mapping[str, Any]]) -> str:
-    """One line of the success rates among some records."""
+    """One line of the rates among some records."""
     parts = [
-        f"{r['split']}{r['metric'].removeprefix('success')} {100 * r['value']:.1f}%"
+        f"{r['split']} {r['metric']} {100 * r['value']:.1f}%".replace(" success", "")
         for r in found
-        if r["metric"].startswith("success") and r["decoding"] == "greedy" and r["tries"] > 1
+        if r["metric"].startswith(("success", "recognition", "per_step"))
+        and (r["decoding"], r["tries"] > 1) == ("greedy", True)
     ]
     return ", ".join(parts)
 

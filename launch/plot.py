@@ -1,17 +1,31 @@
 """Figures and pages from run directories.
 
 python -m launch.plot fig5 runs/gp_l_tiny --out fig5.png
-python -m launch.plot fig6 runs/gp_l_tiny --out fig6.pdf --task gp_l
+python -m launch.plot fig6 runs/gp_l_tiny runs/virl_l_tiny --out fig6.pdf
+python -m launch.plot fig7 runs/gp_vl_tiny runs/virl_vl_tiny --out fig7.svg
 python -m launch.plot transcripts runs/gp_l_tiny --out transcripts.html
 """
 
 import argparse
+import inspect
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from gp_virl.plots import figures, results, transcripts
+from matplotlib.figure import Figure
 
+from gp_virl.plots import results, tasks, transcripts, visual
+from gp_virl.plots.paper import TASKS
+from gp_virl.plots.studies import read_studies
+
+FIGURES: dict[str, Callable[..., Figure]] = {
+    "fig1": tasks.fig1,
+    "fig5": tasks.fig5,
+    "fig6": tasks.fig6,
+    "fig7": visual.fig7,
+    "fig8": visual.fig8,
+    "fig18": tasks.fig18,
+}
 FORMATS = (".png", ".pdf", ".svg")
 
 
@@ -27,19 +41,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def draw_fig5(asked: argparse.Namespace) -> Path:
-    """Writes figure 5 of the runs together, each seed from its own run or all from one."""
-    records = results.read_runs(asked.runs)
-    splits = ("id", asked.ood)
-    figure = figures.fig5(records, splits, asked.tries, asked.decoding, asked.title)
-    return _save(figure, asked.out)
-
-
-def draw_fig6(asked: argparse.Namespace) -> Path:
-    """Writes figure 6, with the paper's numbers for the task beside it."""
-    records = results.read_runs(asked.runs)
-    figure = figures.fig6(records, asked.task, asked.ood, asked.tries, asked.decoding, asked.title)
-    return _save(figure, asked.out)
+def draw_figure(asked: argparse.Namespace) -> Path:
+    """Writes one of the paper's figures; runs of the same task are its seeds."""
+    studies = read_studies(asked.runs, asked.task)
+    about = {name: getattr(asked, name) for name in ("tries", "decoding", "title")}
+    if "ood" in asked:
+        about["ood"] = asked.ood
+    return _save(FIGURES[asked.kind](studies, **about), asked.out)
 
 
 def draw_transcripts(asked: argparse.Namespace) -> Path:
@@ -53,7 +61,14 @@ def draw_transcripts(asked: argparse.Namespace) -> Path:
     return asked.out
 
 
-def _save(figure: figures.Figure, out: Path) -> Path:
+def _tries(text: str) -> int | None:
+    """A number of tries; None for 'all'."""
+    if text != "all" and not (text.isdecimal() and int(text)):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither 'all' nor a number of at least 1")
+    return None if text == "all" else int(text)
+
+
+def _save(figure: Figure, out: Path) -> Path:
     if out.suffix not in FORMATS:
         raise results.ResultsError(f"--out {out}: its ending must be one of {', '.join(FORMATS)}")
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -67,24 +82,29 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    kinds = parser.add_subparsers(required=True, metavar="fig5 | fig6 | transcripts")
-    for name, draw in (("fig5", draw_fig5), ("fig6", draw_fig6), ("transcripts", draw_transcripts)):
-        kind = kinds.add_parser(name, description=draw.__doc__)
-        kind.set_defaults(draw=draw)
-        kind.add_argument("runs", nargs="+", type=Path, metavar="RUN_DIR")
-        kind.add_argument("--out", required=True, type=Path, metavar="FILE")
-        kind.add_argument("--title", default="")
-        if name == "transcripts":
-            continue
-        kind.add_argument("--ood", choices=("rule_ood", "visual_ood"), default="rule_ood")
-        kind.add_argument("--tries", type=int, default=1, help="replies an episode allows")
+    kinds = parser.add_subparsers(
+        required=True, dest="kind", metavar=" | ".join([*FIGURES, "transcripts"])
+    )
+    for name, figure in FIGURES.items():
+        kind = _kind(kinds, name, figure.__doc__, draw_figure)
+        if "ood" in inspect.signature(figure).parameters:
+            kind.add_argument("--ood", choices=("rule_ood", "visual_ood"), default="rule_ood")
+        kind.add_argument("--tries", type=_tries, default=1, help="replies that count, or all")
         kind.add_argument("--decoding", choices=results.DECODINGS, default="greedy")
-        if name == "fig6":
-            tasks = sorted({task for task, _ in figures.PAPER})
-            kind.add_argument(
-                "--task", choices=tasks, default="gp_l", help="of the paper's numbers"
-            )
+        kind.add_argument("--task", choices=TASKS, help="of runs that don't tell it themselves")
+    _kind(kinds, "transcripts", draw_transcripts.__doc__, draw_transcripts)
     return parser
+
+
+def _kind(kinds, name: str, about: str, draw: Callable) -> argparse.ArgumentParser:
+    kind = kinds.add_parser(
+        name, description=about, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    kind.set_defaults(draw=draw)
+    kind.add_argument("runs", nargs="+", type=Path, metavar="RUN_DIR")
+    kind.add_argument("--out", required=True, type=Path, metavar="FILE")
+    kind.add_argument("--title", default="")
+    return kind
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
 """Scores the replies of any model.
 
-    python -m launch.score_replies --task=gp_l IN.jsonl OUT.jsonl
+    python -m launch.score_replies --task=gp_l|gp_vl IN.jsonl OUT.jsonl
 
 A line of IN: {"reply": "...", "cards": ["10", "4", "K", "2"], "rule": "face_rank", "target": 24},
-and an optional "id". A line of OUT: id (else the line's number), outcome, reward, feedback.
+and an optional "id". `cards` is the hand; under gp_vl the reply must name it too.
+A line of OUT: id (else the line's number), outcome, reward, feedback.
 """
 
+import functools
 import json
 import os
 from collections.abc import Sequence
@@ -19,12 +21,13 @@ from absl import app, flags
 from configs import common
 from gp_virl.envs import cards
 from gp_virl.envs.card_dialogue import CardTexts
-from gp_virl.envs.general_points import OUTCOMES, judge
+from gp_virl.envs.general_points import OUTCOMES, judge, recognizes
 from gp_virl.text import replies
 from gp_virl.text.prompts import load_wording
 from gp_virl.types import CARDS
 
-_TASK = flags.DEFINE_enum("task", None, ["gp_l"], "the task that the replies are of", required=True)
+TASKS = ("gp_l", "gp_vl")
+_TASK = flags.DEFINE_enum("task", None, TASKS, "the task that the replies are of", required=True)
 
 REQUIRED = ("reply", "cards", "rule", "target")
 FIELDS = "reply (text), cards (4 symbols), rule, target (integer >= 1); optional: id, modality"
@@ -60,7 +63,7 @@ def main(arguments: Sequence[str]) -> None:
         lines = read_lines(source.read_bytes())
     except (BadLines, OSError) as error:
         raise app.UsageError(f"{source}: {error}") from error
-    write_whole(target, score(lines))
+    write_whole(target, score(lines, _TASK.value))
     print(f"{len(lines)} replies scored: {target}")
 
 
@@ -108,12 +111,12 @@ def _line(number: int, row: bytes) -> Line:
     )
 
 
-def score(lines: Sequence[Line]) -> list[dict]:
-    """id, outcome, reward and feedback of each line, in order."""
-    rewards = common.study("gp_l", "tiny").env.rewards
+def score(lines: Sequence[Line], task: str) -> list[dict]:
+    """id, outcome, reward and feedback of each line, in order, as the task judges them."""
+    rewards = common.study(task, "tiny").env.rewards
     wording = load_wording("full")
     scored: list[dict] = [{}] * len(lines)
-    for rows, faults in _judged(lines):
+    for rows, faults in _judged(lines, pictured=task == "gp_vl"):
         for row, outcome, foreign, unused, value in zip(rows, *faults, strict=False):
             line, name = lines[row], OUTCOMES[outcome]
             texts = CardTexts(wording, line.rule, line.target)
@@ -128,13 +131,14 @@ def score(lines: Sequence[Line]) -> list[dict]:
 
 
 @jax.jit
-@jax.vmap
-def _judge(reply, length, values, target):
-    fault = judge(replies.parse(reply, length), values, target)
+@functools.partial(jax.vmap, in_axes=(0, 0, 0, 0, 0, None))
+def _judge(reply, length, ranks, values, target, pictured):
+    answer = replies.parse(reply, length)
+    fault = judge(answer, values, target, recognizes(answer, ranks) | ~pictured)
     return fault.outcome, fault.foreign, fault.unused, fault.value
 
 
-def _judged(lines: Sequence[Line]):
+def _judged(lines: Sequence[Line], pictured: bool):
     """(line indices, [outcome, foreign, unused, value] with padding behind), batch by batch."""
     for size in sorted({line.size for line in lines}):
         rows = [row for row, line in enumerate(lines) if line.size == size]
@@ -143,13 +147,15 @@ def _judged(lines: Sequence[Line]):
             some = rows[first : first + batch]
             reply = np.zeros((batch, size), np.uint8)
             length, target = np.zeros(batch, np.int32), np.ones(batch, np.int32)
-            values = np.ones((batch, CARDS), np.int32)
+            ranks, values = np.zeros((2, batch, CARDS), np.int32)
             for lane, row in enumerate(some):
                 line = lines[row]
                 reply[lane, : len(line.reply)] = np.frombuffer(line.reply, np.uint8)
                 length[lane], target[lane] = len(line.reply), line.target
-                values[lane] = [line.rule.values[cards.SYMBOLS.index(s)] for s in line.symbols]
-            yield some, [np.asarray(part) for part in _judge(reply, length, values, target)]
+                ranks[lane] = [cards.SYMBOLS.index(symbol) for symbol in line.symbols]
+                values[lane] = np.array(line.rule.values)[ranks[lane]]
+            judged = _judge(reply, length, ranks, values, target, np.bool_(pictured))
+            yield some, [np.asarray(part) for part in judged]
 
 
 def write_whole(path: Path, rows: Sequence[dict]) -> None:

@@ -9,6 +9,7 @@ import dataclasses
 import os
 import platform
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from gp_virl.config import StudyConfig
 from gp_virl.evals import flops
 from gp_virl.evals.scores import difference_in_errors
 from gp_virl.metrics import RunWriter
-from gp_virl.plots import figures, results, transcripts
+from gp_virl.plots import results, tasks, transcripts, visual
+from gp_virl.plots.studies import Study
 from launch import branches, dialogues, train_rl, train_sft
 from launch import lab as labs
 from launch.branches import Branch, say
@@ -94,16 +96,16 @@ def report(lab: Lab, workdir: Path, seconds: float) -> None:
             "results": [dataclasses.asdict(record) for record in records],
         },
     )
-    title = f"{lab.config.task.upper().replace('_', '-')}, {lab.config.scale}"
-    for draw in (figures.fig5, figures.fig6):
-        figure = draw(records, title=title)
-        figure.savefig(workdir / f"{draw.__name__}.png")
+    study = Study(lab.config.task, lab.config.scale, records)
+    drawn = figures(lab.config)
+    for draw in drawn:
+        draw([study]).savefig(workdir / f"{draw.__name__}.png")
     talks = [
         one
         for path in sorted(workdir.glob("seed*/transcripts.jsonl"))
         for one in transcripts.read_transcripts(path)
     ]
-    page = transcripts.page(talks, f"Transcripts: {title}")
+    page = transcripts.page(talks, f"Transcripts: {study.title}")
     (workdir / "transcripts.html").write_text(page, encoding="utf-8")
     for finding in findings:
         say(
@@ -111,7 +113,18 @@ def report(lab: Lab, workdir: Path, seconds: float) -> None:
             f"{100 * finding['init']:.1f}% -> {100 * finding['value']:.1f}% "
             f"({finding['standard_errors']:+.1f} standard errors, N = {finding['n']})"
         )
-    say(f"{workdir}: summary.json, fig5.png, fig6.png, transcripts.html")
+    names = ", ".join(f"{draw.__name__}.png" for draw in drawn)
+    say(f"{workdir}: summary.json, {names}, transcripts.html")
+
+
+def figures(config: StudyConfig) -> list[Callable]:
+    """The paper's figures that one study of this task has."""
+    drawn = [tasks.fig5, tasks.fig6]
+    if "visual" in config.ood:
+        drawn.append(visual.fig7)
+    if config.task == "gp_vl":
+        drawn.append(visual.fig8)
+    return drawn
 
 
 def compare(records: list[results.Record], config: StudyConfig):

@@ -38,7 +38,7 @@ class Steps:
 
 
 def compile_steps(lab: Lab) -> Steps:
-    """Jitted start(game, deal), rollout(params, game, lanes, ...) and update(state, ...)."""
+    """Jitted start(game, deal), rollout(params, game, lanes, ...), update(game, state, ...)."""
     config, roll, graph = lab.config, lab.config.rollout, lab.graph
     updates = config.ppo.updates * config.ppo.epochs * config.ppo.minibatches
     slots = max(roll.turns, config.env.max_turns, roll.context // SHORTEST_TURN)
@@ -49,11 +49,11 @@ def compile_steps(lab: Lab) -> Steps:
     def play(params, game, lanes, deal, draw, how):
         return episodes.rollout(
             nnx.merge(graph, params), game, lanes, deal, draw, how,
-            roll.turns, roll.reply_length, roll.chunk,
+            roll.turns, roll.reply_length, roll.chunk, roll.images,
         )  # fmt: skip
 
     learn = functools.partial(ppo.update, graph, optimizer(config.ppo, updates), config.ppo, slots)
-    return Steps(jax.jit(start), jax.jit(play, donate_argnums=2), jax.jit(learn, donate_argnums=0))
+    return Steps(jax.jit(start), jax.jit(play, donate_argnums=2), jax.jit(learn, donate_argnums=1))
 
 
 def train(
@@ -87,7 +87,7 @@ def train(
         )
         played = time.perf_counter()
         state, metrics = steps.update(
-            state, init, roll, following, jax.random.fold_in(key, step), how.temperature,
+            game, state, init, roll, following, jax.random.fold_in(key, step), how.temperature,
             jnp.float32(step >= config.ppo.value_warmup),
         )  # fmt: skip
         metrics = jax.device_get(metrics) | play_metrics(roll)
@@ -100,7 +100,7 @@ def train(
         if step + 1 in points:
             lam = generated / trained
             if config.eval.lam == "paper":
-                lam = flops.PAPER_LAMBDA["general_points"]
+                lam = flops.PAPER_LAMBDA[lab.study.PAPER_LAMBDA]
             compute = flops.rl_flops(lab.parameters, branch.init_tokens, trained, lam)
             evaluate(state.params, step + 1, compute)
             extra = {"tokens": trained, "generated": generated}
@@ -121,6 +121,8 @@ def play_metrics(roll: episodes.Rollout) -> dict[str, float]:
         "turns": float(roll.played.sum()),
         "generated": float((roll.prompt + roll.reply).sum()),
         "prefilled": float(roll.prefilled.sum()),
+        "recognized": float(roll.recognized.mean()),
+        "encoded": float(roll.encoded.sum()),
     }
 
 

@@ -34,7 +34,8 @@ def train(
     """
     rule = optimizer(run, run.steps)
     update = jax.jit(
-        functools.partial(sft.update, lab.graph, rule, run.microbatch), donate_argnums=0
+        functools.partial(sft.update, lab.graph, rule, run.microbatch, frozen=run.frozen),
+        donate_argnums=0,
     )
     tree = {"train": create(init, rule)}
     tree, about = branches.resumed(branch, tree, {"tokens": 0, "data": None}, writer)

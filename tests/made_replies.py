@@ -22,6 +22,18 @@ KEYS = [b'"formula": "%b"'] * 6 + [
 BLANKS = [b" ", b"\n", b"\t", b"\r", b"  ", b"\\n", b"\\t", b"\\r", b"\xc2\xa0"]
 
 
+def card_list(rng: random.Random, symbols: list[str]) -> bytes:
+    """The start of a reply, with a list of these cards that is sometimes another or broken."""
+    named = rng.sample(symbols, len(symbols))
+    if rng.random() < 0.1:
+        named[rng.randrange(4)] = rng.choice(["A", "2", "10", "K", "1", "k", "11"])
+    quote = rng.choice(['"', "'", ""])
+    text = rng.choice(['{"cards": [%s], ', "{'cards':[%s],", '"cards" : [ %s,\n],'])
+    text %= rng.choice([", ", ","]).join(f"{quote}{symbol}{quote}" for symbol in named)
+    made = text.encode()
+    return mutated(rng, made) if rng.random() < 0.1 else made
+
+
 def expression(rng: random.Random, numbers: list[int]) -> bytes:
     """A legal expression over the numbers, with needless parentheses now and then."""
     if len(numbers) == 1:

@@ -8,6 +8,8 @@ import re
 from fractions import Fraction
 
 KEY = re.compile(rb"""(["'])formula\1[ \t\n\r]*:[ \t\n\r]*""")
+CARDS_KEY = re.compile(rb"""(["'])cards\1[ \t\n\r]*:[ \t\n\r]*""")
+CARD = rb"(?:A|[2-9]|10|J|Q|K)"
 TOKEN = re.compile(rb"(?:[ \t\n\r]|\\[ntr]|\xc2\xa0)+|([0-9]+)|([-+*()])|(/|\\/)")
 
 
@@ -30,6 +32,25 @@ def formula_text(reply: bytes) -> bytes:
             raise Illegal("not closed")
         at += 2 if rest[at : at + 1] == b"\\" else 1
     return rest[1:at].split(b"=")[0]
+
+
+def named_cards(reply: bytes) -> list[str]:
+    """The symbols in the last list of cards; none if anything in it is no card."""
+    starts = [match.end() for match in CARDS_KEY.finditer(reply)]
+    inside = re.match(rb"\[([^\]]*)\]", reply[starts[-1] :]) if starts else None
+    if not inside:
+        return []
+    elements = [element.strip(b" \t\n\r") for element in inside[1].split(b",")]
+    if len(elements) > 1 and not elements[-1]:
+        elements.pop()  # a comma after the last
+    found = []
+    for element in elements:
+        if len(element) > 1 and element[:1] == element[-1:] and element[:1] in b"\"'":
+            element = element[1:-1].strip(b" \t\n\r")
+        if not re.fullmatch(CARD, element):
+            return []
+        found.append(element.decode())
+    return found
 
 
 def tokens(text: bytes) -> list[str]:
@@ -100,9 +121,14 @@ def apply(operator: str, left: Fraction, right: Fraction) -> Fraction:
     return left * right if operator == "*" else left / right
 
 
-def judge(reply: bytes, values: list[int], target: int) -> dict:
-    """outcome, and what the feedback may name: foreign, unused, value."""
+def judge(reply: bytes, values: list[int], target: int, symbols: list[str] | None = None) -> dict:
+    """outcome, and what the feedback may name: foreign, unused, value.
+
+    `symbols` are the cards of a picture, which the reply must name before its formula counts.
+    """
     said = {"outcome": "illegal", "foreign": [], "unused": [], "value": None}
+    if symbols is not None and sorted(named_cards(reply)) != sorted(symbols):
+        return said | {"outcome": "unrecognized"}
     try:
         parsed = Parser(reply)
     except Illegal:

@@ -2,16 +2,18 @@
 
 An example is a conversation that ends with a correct reply. With `suboptimal` > 0 some have failed
 tries and the verifier's feedback before it (paper, Fig. 15). The loss is on the last reply only:
-the model learns to answer after errors, not to make them.
+the model learns to answer after errors, not to make them. With `modality` "image" the hand is a
+picture, kept as PNG, and the prompt doesn't name the cards.
 
     builder = GpSft(config=GpSftConfig(rules={"face_ten": 1.0}), data_dir=..., file_format=FORMAT)
     builder.download_and_prepare()
-    source = builder.as_data_source("train")
+    source = builder.source()
 """
 
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 import random
 import re
@@ -24,15 +26,19 @@ import numpy as np
 import tensorflow_datasets as tfds
 from jaxtyping import Bool, Int
 
+from gp_virl.data import pictures
 from gp_virl.envs import cards, formulas
 from gp_virl.envs.card_dialogue import CardTexts
+from gp_virl.envs.card_images import SMALLEST
 from gp_virl.envs.general_points import OUTCOMES, Fault, judge
 from gp_virl.text import replies
-from gp_virl.text.prompts import load_wording
+from gp_virl.text.prompts import PICTURED, load_wording
 
 FORMAT = "array_record"  # written and read without TensorFlow
 JUDGED_TOGETHER = 4096  # replies in one call of the verifier
 KINDS = ("value", "numbers", "illegal")  # what a failed try is meant to get wrong
+MODALITIES = ("text", "image")
+PICTURE_FIELDS = ("modality", "image_size", "jitter_shift", "jitter_scale")  # say nothing of texts
 
 
 @dataclasses.dataclass(eq=False, kw_only=True)
@@ -52,6 +58,11 @@ class GpSftConfig(tfds.core.BuilderConfig):
     suboptimal: float = 0.0  # share of dialogues with failed tries
     max_errors: int = 1  # failed tries of such a dialogue: 1 to this, evenly
     wording: str = "brief"
+    modality: str = "text"  # text: the prompt names the cards | image: a picture shows them
+    suits: str = "all"  # all | black | red
+    image_size: int = 224  # pixels of a side
+    jitter_shift: float = 0.0  # of each card, as in `card_images.jittered`
+    jitter_scale: float = 0.0
 
     def __post_init__(self):
         for field, good, allowed in (
@@ -65,6 +76,11 @@ class GpSftConfig(tfds.core.BuilderConfig):
             ("max_solutions", self.max_solutions >= 1, ">= 1"),
             ("suboptimal", 0 <= self.suboptimal <= 1, "0 to 1"),
             ("max_errors", self.max_errors >= 1, ">= 1"),
+            ("modality", self.modality in MODALITIES, ", ".join(MODALITIES)),
+            ("suits", self.suits in cards.SUIT_CHOICES, ", ".join(cards.SUIT_CHOICES)),
+            ("image_size", self.image_size >= SMALLEST, f">= {SMALLEST}"),
+            ("jitter_shift", self.jitter_shift >= 0, ">= 0"),
+            ("jitter_scale", 0 <= self.jitter_scale < 1, "0 <= jitter_scale < 1"),
         ):  # fmt: skip
             if not good:
                 raise ValueError(
@@ -74,8 +90,16 @@ class GpSftConfig(tfds.core.BuilderConfig):
             cards.face_rule(rule)
         self.name = self.name or self._digest()
 
+    @property
+    def pictured(self) -> bool:
+        """True where examples have a picture."""
+        return self.modality == "image"
+
     def _digest(self) -> str:
-        """A name that differs where the examples do."""
+        """A name that differs where the examples do.
+
+        What says nothing about texts is left out of theirs, so that they keep their names.
+        """
         inherited = {field.name for field in dataclasses.fields(tfds.core.BuilderConfig)}
         fields = {
             field.name: getattr(self, field.name)
@@ -87,30 +111,42 @@ class GpSftConfig(tfds.core.BuilderConfig):
             "require_face": sorted(self.require_face),
             "wording": dataclasses.asdict(load_wording(self.wording)),
         }
+        if not self.pictured:
+            del fields["wording"][PICTURED]
+            silent = (*PICTURE_FIELDS, *(["suits"] if self.suits == "all" else []))
+            fields = {name: value for name, value in fields.items() if name not in silent}
         text = json.dumps(fields, sort_keys=True)
         return f"{'-'.join(self.rules)}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
 class GpSft(tfds.core.GeneratorBasedBuilder):
-    """GeneralPoints dialogues as text, the same for every tokenizer."""
+    """GeneralPoints dialogues, the same for every tokenizer."""
 
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES = {"1.0.0": "First version."}  # noqa: RUF012 (TFDS's own way)
 
+    def source(self) -> Any:
+        """The prepared examples, for random access; a picture is PNG bytes under `image`."""
+        kept = {"image": tfds.decode.SkipDecoding()} if self.builder_config.pictured else None
+        return self.as_data_source("train", decoders=kept)
+
     def _info(self) -> tfds.core.DatasetInfo:
+        features = {
+            "contents": tfds.features.Sequence(tfds.features.Text()),  # user, assistant, ...
+            "rule": tfds.features.Text(),
+            "ranks": tfds.features.Tensor(shape=(4,), dtype=np.int32),
+            "held_out": np.bool_,
+            "errors": np.int32,
+        }
+        if self.builder_config.pictured:
+            size = self.builder_config.image_size
+            features |= {
+                "suits": tfds.features.Tensor(shape=(4,), dtype=np.int32),
+                "image": tfds.features.Image(shape=(size, size, 3), encoding_format="png"),
+            }
         return self.dataset_info_from_configs(
             description="Expert dialogues of the card game GeneralPoints, from an exact solver.",
-            features=tfds.features.FeaturesDict(
-                {
-                    "contents": tfds.features.Sequence(
-                        tfds.features.Text()
-                    ),  # user, assistant, ...
-                    "rule": tfds.features.Text(),
-                    "ranks": tfds.features.Tensor(shape=(4,), dtype=np.int32),
-                    "held_out": np.bool_,
-                    "errors": np.int32,
-                }
-            ),
+            features=tfds.features.FeaturesDict(features),
             disable_shuffling=True,  # examples are drawn independently
         )
 
@@ -123,43 +159,69 @@ class GpSft(tfds.core.GeneratorBasedBuilder):
 
 def dialogues(config: GpSftConfig) -> Iterator[dict[str, Any]]:
     """The examples of a config, in order, with the fields of `GpSft`'s features."""
+    names = list(config.rules)
+    words, seen = load_wording(config.wording), config.pictured
+    texts = [
+        CardTexts(words, cards.face_rule(name), config.target, pictured=seen) for name in names
+    ]
+    held_out = cards.held_out_multisets(config.held_out, config.held_out_seed)
+    rules, hands, chosen = _drawn(config, held_out)
+    ranks, suits = hands // len(cards.SUITS), hands % len(cards.SUITS)
+    kept = held_out[cards.multiset_index(ranks)]
+    tries = failed_tries(config, texts, rules, ranks, chosen)
+    shown = _pictures(config, ranks, suits) if seen else itertools.repeat(b"")
+    for i, picture in zip(range(config.examples), shown, strict=False):
+        said = texts[rules[i]]
+        example = {
+            "contents": [
+                said.prompt_text([cards.SYMBOLS[rank] for rank in ranks[i]]),
+                *(text for pair in tries[i] for text in pair),
+                _reply(said, ranks[i], chosen[i]),
+            ],
+            "rule": names[rules[i]],
+            "ranks": ranks[i],
+            "held_out": kept[i],
+            "errors": len(tries[i]),
+        }
+        yield example | ({"suits": suits[i], "image": picture} if seen else {})
+
+
+def _drawn(
+    config: GpSftConfig, held_out: Bool[np.ndarray, "1820"]
+) -> tuple[Int[np.ndarray, "N"], Int[np.ndarray, "N 4"], list[str]]:
+    """The number of each example's rule, its cards, and the formula of its last reply."""
     draws = np.random.default_rng(config.seed)
     rules = draws.choice(len(config.rules), config.examples, p=list(config.rules.values()))
-    held_out = cards.held_out_multisets(config.held_out, config.held_out_seed)
-    ranks = np.zeros((config.examples, 4), np.int32)
+    hands = np.zeros((config.examples, 4), np.int32)
     which = draws.random(config.examples)  # of the hand's solutions
-    texts, solutions = [], []
+    solutions = []
     for number, name in enumerate(config.rules):
-        rule, rows = cards.face_rule(name), np.flatnonzero(rules == number)
-        table = formulas.solve(rule, config.target)
-        hands = cards.admissible_hands(_dealt(config, table, name, held_out), "all")
-        if not len(hands):
+        rows = np.flatnonzero(rules == number)
+        table = formulas.solve(cards.face_rule(name), config.target)
+        known = cards.admissible_hands(_dealt(config, table, name, held_out), config.suits)
+        if not len(known):
             raise ValueError(
                 f"no hand of rule {name!r} reaches {config.target} with hands={config.hands!r}, "
-                f"held_out={config.held_out}; choose a target that some hand reaches"
+                f"held_out={config.held_out}, suits={config.suits!r}; choose a target that some "
+                "hand reaches"
             )
-        drawn = hands[draws.integers(0, len(hands), len(rows))] // len(cards.SUITS)
-        ranks[rows] = draws.permuted(drawn, axis=1)
-        texts.append(CardTexts(load_wording(config.wording), rule, config.target))
+        drawn = known[draws.integers(0, len(known), len(rows))]
+        hands[rows] = draws.permuted(drawn, axis=1)
         solutions.append(functools.cache(_solutions_of(table, config.max_solutions)))
-    index = cards.multiset_index(ranks)
     chosen = []
+    index = cards.multiset_index(hands // len(cards.SUITS))
     for rule, multiset, share in zip(rules, index, which, strict=True):
         known = solutions[rule](multiset)
         chosen.append(known[int(share * len(known))])
-    tries = failed_tries(config, texts, rules, ranks, chosen)
-    names = list(config.rules)
-    for i in range(config.examples):
-        said = texts[rules[i]]
-        asked = said.prompt_text([cards.SYMBOLS[rank] for rank in ranks[i]])
-        last = _reply(said, ranks[i], chosen[i])
-        yield {
-            "contents": [asked, *(text for pair in tries[i] for text in pair), last],
-            "rule": names[rules[i]],
-            "ranks": ranks[i],
-            "held_out": held_out[index[i]],
-            "errors": len(tries[i]),
-        }
+    return rules, hands, chosen
+
+
+def _pictures(
+    config: GpSftConfig, ranks: Int[np.ndarray, "N 4"], suits: Int[np.ndarray, "N 4"]
+) -> Iterator[bytes]:
+    """Each hand's picture as PNG."""
+    jitter = (config.jitter_shift, config.jitter_scale)
+    return pictures.of_hands(config.image_size, config.seed, ranks, suits, *jitter)
 
 
 def _dealt(

@@ -2,21 +2,28 @@
 
 A row holds several conversations side by side, told apart by `segments`; `positions` start again
 at 0 in each. `replied` marks the tokens of each conversation's last reply, its end token included:
-those are the targets of the loss.
+those are the targets of the loss. An image token is in the prompt and never a target.
+
+A conversation with a picture is packed as its tokens and its picture's number. Pictures are read
+and decoded only for the batch that is given out, so that none is kept. That is done where the batch
+is asked for, while the device still trains on the last one: grain's prefetching threads can end in
+the middle of C++ code when Python exits, and abort it.
 """
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, SupportsIndex
 
 import grain
 import numpy as np
 from grain.experimental import FirstFitPackIterDataset
-from jaxtyping import Int
+from jaxtyping import Bool, Int, UInt8
 from transformers import PreTrainedTokenizerBase
 
+from gp_virl.data.pictures import decoded, shape_of
 from gp_virl.text import template
-from gp_virl.text.template import ChatGlue, TemplateError
+from gp_virl.text.template import IMAGE, ChatGlue, TemplateError
 
 READ_TOGETHER = 1024  # examples read and tokenized in one go
 PROVED = 128  # conversations compared with the chat template's whole string
@@ -24,12 +31,16 @@ PROVED = 128  # conversations compared with the chat template's whole string
 
 @dataclass(frozen=True, eq=False)
 class Conversations:
-    """N tokenized conversations, a random-access source for grain; item i is tokens and mask."""
+    """N tokenized conversations, a random-access source for grain.
+
+    Item i is its tokens and mask and, if conversations have pictures, the picture's number i.
+    """
 
     flat: Int[np.ndarray, "tokens"]
     start: Int[np.ndarray, "N"]
     reply: Int[np.ndarray, "N"]  # where the last reply begins, in `flat`
     end: Int[np.ndarray, "N"]
+    source: Any = None  # whose example i has picture i, PNG bytes under `image`; None without
 
     def __len__(self) -> int:
         return len(self.start)
@@ -38,7 +49,8 @@ class Conversations:
         start, end = self.start[index], self.end[index]
         replied = np.zeros(end - start, bool)
         replied[self.reply[index] - start :] = True
-        return {"tokens": self.flat[start:end], "replied": replied}
+        item = {"tokens": self.flat[start:end], "replied": replied}
+        return item if self.source is None else item | {"picture": np.array([index], np.int64)}
 
     @property
     def longest(self) -> int:
@@ -49,12 +61,18 @@ class Conversations:
 def tokenized(source: Any, tokenizer: PreTrainedTokenizerBase) -> Conversations:
     """The conversations of a data source of examples with `contents` (user first, in turns).
 
-    Contexts and replies are tokenized apart, as in a rollout. TemplateError if that differs from
-    the tokens of the chat template's whole string; ValueError if the source is empty.
+    Contexts and replies are tokenized apart, as in a rollout. Examples may have a picture, PNG
+    bytes under `image`; nothing is decoded here. TemplateError if the tokens differ from those of
+    the chat template's whole string, or unless the image token begins the prompt of each example
+    with a picture and is nowhere else; ValueError if the source is empty.
     """
-    if not len(source):
-        raise ValueError("the data source has no examples; prepare the dataset first")
-    glue = ChatGlue.of(tokenizer)
+    pictured = _has_pictures(source)
+    if pictured and IMAGE not in tokenizer.get_vocab():
+        raise TemplateError(
+            f"the examples have pictures, but the tokenizer has no {IMAGE!r}; give the tokenizer "
+            "of a vision model, or 'tiny'"
+        )
+    glue = ChatGlue.of(tokenizer, pictured)
     chunks, lengths, replies = [], [], []
     for first in range(0, len(source), READ_TOGETHER):
         rows = range(first, min(first + READ_TOGETHER, len(source)))
@@ -62,6 +80,7 @@ def tokenized(source: Any, tokenizer: PreTrainedTokenizerBase) -> Conversations:
         parts = [_parts(texts, glue) for texts in contents]
         ids = iter(template.encode(tokenizer, [part for texts in parts for part in texts]))
         for row, texts in zip(rows, contents, strict=True):
+            _check_image_tokens(row, texts, pictured)
             tokens = [next(ids) for _ in texts]
             joined = np.array([token for part in tokens for token in part], np.int32)
             if row < PROVED:
@@ -71,7 +90,37 @@ def tokenized(source: Any, tokenizer: PreTrainedTokenizerBase) -> Conversations:
             replies.append(len(joined) - len(tokens[-1]))
     end = np.cumsum(lengths)
     start = end - lengths
-    return Conversations(np.concatenate(chunks), start, start + np.array(replies), end)
+    return Conversations(
+        np.concatenate(chunks), start, start + np.array(replies), end, source if pictured else None
+    )
+
+
+def _has_pictures(source: Any) -> bool:
+    """Whether the examples have a picture; ValueError if it isn't bytes, or there is no example."""
+    if not len(source):
+        raise ValueError("the data source has no examples; prepare the dataset first")
+    image = source[0].get("image")
+    if image is not None and not isinstance(image, bytes):
+        raise ValueError(
+            f"the examples' image is given as {type(image).__name__}, allowed: PNG bytes, so that "
+            "no picture is decoded before it is needed; read the dataset with `GpSft.source`, or "
+            "as_data_source(..., decoders={'image': tfds.decode.SkipDecoding()})"
+        )
+    return image is not None
+
+
+def _check_image_tokens(row: int, contents: Sequence[str], pictured: bool) -> None:
+    """TemplateError unless the image token begins the prompt of a picture and is nowhere else."""
+    for turn, text in enumerate(contents):
+        wanted = pictured and not turn
+        if text.count(IMAGE) != wanted or text.startswith(IMAGE) != wanted:
+            what = "reply" if turn % 2 else "feedback" if turn else "prompt"
+            where = "must start with" if wanted else "must not contain"
+            raise TemplateError(
+                f"example {row}: the {what} {text!r} {where} {IMAGE}, which a tokenizer reads as a "
+                "picture wherever it is written; allowed: once, at the start of the prompt of an "
+                "example with a picture"
+            )
 
 
 def _contents(source: Any, rows: range) -> list[Sequence[bytes | str]]:
@@ -118,13 +167,19 @@ def batches(
     seed: int,
     index: int = 0,
     count: int = 1,
+    pictures: int = 1,
 ) -> grain.IterDataset:
     """Endless batches of `batch_size` rows of `length` tokens, as dicts of numpy arrays [N S].
 
     `tokens`, `positions` and `segments` (1, 2, ... in a row; 0 is padding) are int32, `replied` is
-    bool. Every epoch is shuffled anew; process `index` of `count` reads its own share. Iterators
-    have `get_state` and `set_state`, and continue with the very next batch. ValueError if a
-    conversation is longer than a row or there are fewer conversations than processes.
+    bool. Conversations with pictures add `images`, uint8 [N P H W 3], and `image_segments`, int32
+    [N P]: the segment that sees the picture, or 0, and then the picture is all 0. A row then has
+    at most P = `pictures` conversations.
+
+    Every epoch is shuffled anew; process `index` of `count` reads its own share. Iterators have
+    `get_state` and `set_state`, and continue with the very next batch. ValueError if a
+    conversation is longer than a row, there are fewer conversations than processes, or P < 1; from
+    an iterator, if pictures differ in size.
     """
     if conversations.longest > length:
         raise ValueError(
@@ -136,20 +191,63 @@ def batches(
             f"given index {index} of {count} processes for {len(conversations)} conversations; "
             "allowed: 0 <= index < count <= conversations"
         )
+    if pictures < 1:
+        raise ValueError(f"pictures: given {pictures}, allowed: >= 1, the most of a row")
+    source = conversations.source
     shuffled = grain.MapDataset.source(conversations)[index::count].seed(seed).shuffle()
     packed = FirstFitPackIterDataset(
         shuffled.repeat().to_iter_dataset(grain.ReadOptions(num_threads=0)),
-        length_struct={"tokens": length, "replied": length},
+        length_struct={"tokens": length, "replied": length}
+        | ({} if source is None else {"picture": pictures}),
         num_packing_bins=batch_size,
         shuffle_bins=False,
     )
-    return packed.map(_row).batch(batch_size, drop_remainder=True)
+    rows = packed.map(_row).batch(batch_size, drop_remainder=True)
+    if source is None:
+        return rows
+    return rows.map(_Shown(source, shape_of(source[0]["image"])))
 
 
 def _row(packed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return {
+    row = {
         "tokens": packed["tokens"].astype(np.int32),
         "positions": packed["tokens_positions"].astype(np.int32),
         "segments": packed["tokens_segment_ids"].astype(np.int32),
         "replied": packed["replied"].astype(bool),
     }
+    if "picture" in packed:
+        row["picture"] = packed["picture"]
+        row["image_segments"] = packed["picture_segment_ids"].astype(np.int32)
+    return row
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """Puts the pictures of a data source in the place of their numbers, several rows at a time."""
+
+    source: Any
+    shape: tuple[int, int, int]
+
+    def __call__(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        batch = dict(batch)
+        numbers, segments = batch.pop("picture"), batch["image_segments"]
+        images = np.zeros((*segments.shape, *self.shape), np.uint8)
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(self._fill, images, numbers, segments > 0))
+        return batch | {"images": images}
+
+    def _fill(
+        self,
+        row: UInt8[np.ndarray, "P H W 3"],
+        numbers: Int[np.ndarray, "P"],
+        present: Bool[np.ndarray, "P"],
+    ) -> None:
+        """Writes a row's pictures into `row`. ValueError if one isn't as large as the first."""
+        for slot in np.flatnonzero(present):
+            picture = decoded(self.source[int(numbers[slot])]["image"])
+            if picture.shape != self.shape:
+                raise ValueError(
+                    f"example {numbers[slot]}: its picture has the shape {picture.shape}, allowed: "
+                    f"{self.shape}, as example 0; pictures of a data set are equally large"
+                )
+            row[slot] = picture

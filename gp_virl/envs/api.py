@@ -7,7 +7,7 @@ program plays every split; all that changes during an episode is in its state, a
 from typing import Protocol, TypeVar, runtime_checkable
 
 from jax import Array
-from jaxtyping import Int, Key
+from jaxtyping import Int, Key, PyTree, UInt8
 
 from gp_virl.types import Answer, Context, Verdict
 
@@ -32,6 +32,7 @@ class Task(Protocol[S]):
     """An environment with its texts: what a rollout plays, tokens in and tokens out."""
 
     stop_ids: Int[Array, "n"]  # a reply ends with any of these tokens
+    image_token: Int[Array, ""] | None  # stands in a context where its image is; None without
 
     @property
     def outcomes(self) -> tuple[str, ...]:
@@ -40,6 +41,17 @@ class Task(Protocol[S]):
 
     def reset(self, key: Key[Array, ""]) -> S:
         """A new episode's state; it has an integer field `turn`, the replies so far."""
+        ...
+
+    def scene(self, state: S) -> PyTree | None:
+        """What the image in sight shows, in a few arrays; None where a task has no images.
+
+        It changes only when another image is in sight.
+        """
+        ...
+
+    def picture(self, scene: PyTree | None) -> UInt8[Array, "H W 3"] | None:
+        """The image of a scene; None for None."""
         ...
 
     def observe(self, state: S, past: Context) -> Context:

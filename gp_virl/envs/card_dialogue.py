@@ -15,8 +15,18 @@ from transformers import PreTrainedTokenizerBase
 
 from gp_virl.envs.cards import RANKS, SYMBOLS, FaceRule
 from gp_virl.text import template
-from gp_virl.text.prompts import Wording
-from gp_virl.text.template import Case, ChatGlue, Layout, ListTexts, PieceBank, Pieces, Slot
+from gp_virl.text.prompts import PICTURED, Wording
+from gp_virl.text.template import (
+    IMAGE,
+    Case,
+    ChatGlue,
+    Layout,
+    ListTexts,
+    PieceBank,
+    Pieces,
+    Slot,
+    TemplateError,
+)
 from gp_virl.types import CARDS, KEPT_NUMBERS
 
 # Feedback texts of a wording, in the order of `CardPieces.feedbacks`.
@@ -48,6 +58,12 @@ class CardTexts:
     wording: Wording
     rule: FaceRule
     target: int
+    pictured: bool = dataclasses.field(default=False, kw_only=True)  # the cards are an image
+
+    @property
+    def asking(self) -> str:
+        """The name of the wording's text that asks for a hand."""
+        return PICTURED if self.pictured else "prompt"
 
     def written(self, name: str) -> str:
         """The wording's text of that name with the rule and the target put in."""
@@ -55,8 +71,8 @@ class CardTexts:
         return _put(getattr(self.wording, name), target=self.target, **rule)
 
     def prompt_text(self, symbols: Sequence[str]) -> str:
-        """The user's first message for a hand."""
-        return _put(self.written("prompt"), cards=self.wording.cards_separator.join(symbols))
+        """The user's first message for a hand; it starts with <|image|> if that is a picture."""
+        return _put(self.written(self.asking), cards=self.wording.cards_separator.join(symbols))
 
     def feedback_text(
         self, outcome: str, foreign: Sequence[int], unused: Sequence[int], value: int
@@ -155,14 +171,21 @@ class CardDialogue(CardTexts):
     stops: tuple[int, ...]  # generation ends after any of these; eot is the first
     prompt_limit: int  # tokens of the longest prompt
     feedback_limit: int  # tokens of the longest feedback, with the end token of a cut reply
+    image_token: int | None  # stands once in the prompt; None where the cards are listed
 
     @classmethod
     def build(
-        cls, tokenizer: PreTrainedTokenizerBase, wording: Wording, rule: FaceRule, target: int
+        cls,
+        tokenizer: PreTrainedTokenizerBase,
+        wording: Wording,
+        rule: FaceRule,
+        target: int,
+        pictured: bool = False,
     ) -> "CardDialogue":
         """Compiled and proved; TemplateError if wording and tokenizer don't go together."""
-        texts = CardTexts(wording, rule, target)
-        glue, pieces = ChatGlue.of(tokenizer), Pieces(tokenizer)
+        texts = CardTexts(wording, rule, target, pictured=pictured)
+        image_token = _image_token(tokenizer) if pictured else None
+        glue, pieces = ChatGlue.of(tokenizer, pictured), Pieces(tokenizer)
         asked, feedbacks = _compile(texts, glue, pieces)
         template.prove("the card game", pieces, _cases(texts, pieces, asked, feedbacks))
         one = template.lay_out([asked], PLACES)
@@ -178,12 +201,14 @@ class CardDialogue(CardTexts):
             wording,
             rule,
             target,
+            pictured=pictured,
             pieces=compiled,
             eot=glue.end_id,
             pad=glue.end_id if pad is None else pad,
             stops=tuple(dict.fromkeys(stop for stop in stops if stop is not None)),
             prompt_limit=template.longest(asked, pieces),
             feedback_limit=max(template.longest(atoms, pieces) for atoms in feedbacks),
+            image_token=image_token,
         )
 
     @property
@@ -212,6 +237,17 @@ class CardDialogue(CardTexts):
         return self.prompt_limit + reply_length + later
 
 
+def _image_token(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The id of <|image|>; TemplateError if a tokenizer doesn't keep it whole."""
+    ids = template.encode(tokenizer, [IMAGE])[0]
+    if len(ids) != 1 or ids[0] not in tokenizer.added_tokens_decoder:
+        raise TemplateError(
+            f"the tokenizer reads {IMAGE} as {tokenizer.convert_ids_to_tokens(ids)}, not as one "
+            "special token; pictures need the tokenizer of a vision model, or 'tiny'"
+        )
+    return ids[0]
+
+
 Atoms = tuple[int | Slot, ...]
 
 
@@ -234,7 +270,7 @@ def _compile(texts: CardTexts, glue: ChatGlue, pieces: Pieces) -> tuple[Atoms, l
 
     end = pieces.add(glue.end)
     cut = Slot("end", 0, end, end)
-    return atoms(glue.opening, "prompt"), [(cut, *atoms(glue.next, name)) for name in VARIANTS]
+    return atoms(glue.opening, texts.asking), [(cut, *atoms(glue.next, name)) for name in VARIANTS]
 
 
 def _cases(texts: CardTexts, pieces: Pieces, asked: Atoms, feedbacks: list[Atoms]) -> list[Case]:

@@ -1,6 +1,6 @@
 """Evaluation: tidy records from the outcomes of every try."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,31 +9,49 @@ from jaxtyping import Bool, Int
 from gp_virl.evals.scores import wilson
 
 NOT_PLAYED = -1
+METRICS = ("recognition", "per_step")  # that a task may have besides success and outcomes
 
 
 def records(
     outcome: Int[np.ndarray, "hands K"],
+    recognized: Bool[np.ndarray, "hands K"],
+    solved: Bool[np.ndarray, "hands K"],
     names: Sequence[str],
     common: Mapping[str, Any],
     groups: Mapping[str, Bool[np.ndarray, "hands"]],
+    metrics: Collection[str] = (),
 ) -> Iterator[dict[str, Any]]:
     """Tidy records of one evaluation, each with its N and Wilson interval.
 
-    `outcome[h, t]` indexes `names` (names[0] is 'solved') or is NOT_PLAYED. `groups` maps a
-    suffix ('' for all hands, '_held_out', ...) to the hands it holds. Metrics: `success` after
-    1 and after K tries, and `outcome_X`, the share of X among replies at try t (`tries`: t + 1).
+    `outcome[h, t]` of an episode's reply t indexes `names` (names[0] is the right one) or is
+    NOT_PLAYED. `groups` maps a suffix ('' for all episodes, '_held_out', ...) to those it holds.
+
+    `success`: share of episodes solved; with `tries` 1, without any failed reply. With "per_step"
+    among `metrics`, an episode has many steps: `per_step` is the share of right replies, and
+    `outcome_X` that of X, among all; else `outcome_X` is that among replies at try t (`tries`:
+    t + 1). With "recognition", `recognition` is the share of replies that name rightly what is
+    to be seen. Both are given for the first try at each step (`tries` 1) and for all (K).
     """
     turns = outcome.shape[1]
-    solved = outcome == 0
+    played, right = outcome != NOT_PLAYED, outcome == 0
+    first = played & np.pad(right, ((0, 0), (1, 0)), constant_values=True)[:, :-1]
+    kinds = {"recognition": recognized, "per_step": right}
     for suffix, members in groups.items():
-        for tries in dict.fromkeys((1, turns)):
-            hits = solved[members, :tries].any(axis=1)
+        won, failed = solved[members].any(axis=1), (played & ~right)[members].any(axis=1)
+        wins = {1: won & ~failed, turns: won}
+        for tries, hits in wins.items():
             yield from _record(common, f"success{suffix}", tries, hits.sum(), hits.size)
-        for turn in range(turns):
-            tried = outcome[members, turn]
+        for name in sorted(metrics):
+            for tries, counted in {1: first, turns: played}.items():
+                counted = counted[members]
+                hits = (kinds[name][members] & counted).sum()
+                yield from _record(common, f"{name}{suffix}", tries, hits, counted.sum())
+        together = [range(turns)] if "per_step" in metrics else [[turn] for turn in range(turns)]
+        for columns in together:
+            tried = outcome[members][:, columns]
             for index, name in enumerate(names):
-                hits, played = (tried == index).sum(), (tried != NOT_PLAYED).sum()
-                yield from _record(common, f"outcome_{name}{suffix}", turn + 1, hits, played)
+                hits, n = (tried == index).sum(), (tried != NOT_PLAYED).sum()
+                yield from _record(common, f"outcome_{name}{suffix}", columns[-1] + 1, hits, n)
 
 
 def _record(common: Mapping[str, Any], metric: str, tries: int, hits, n) -> list[dict[str, Any]]:

@@ -113,7 +113,9 @@ class CrossCache:
             return lambda old, new: old.at[place].set(new.astype(old.dtype), mode="drop")
 
         k, v = jax.tree.map(at(1), (self.k, self.v), (by.k, by.v))
-        return CrossCache(k=k, v=v, real=at(0)(self.real, by.real), since=at(0)(self.since, by.since))
+        return CrossCache(
+            k=k, v=v, real=at(0)(self.real, by.real), since=at(0)(self.since, by.since)
+        )
 
 
 def _room(config: ModelConfig, lanes: int, size: int) -> KeyValues:

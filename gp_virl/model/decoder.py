@@ -15,10 +15,14 @@ from gp_virl.sharding import constrain
 
 @struct.dataclass
 class Cross:
-    """Projected image features and which of them each text token may look at."""
+    """Projected image features and which of them each text token may look at.
+
+    `own` tells those of the token's conversation, where a row holds several; None: all of them.
+    """
 
     states: Float[Array, "B I D"]
     visible: Bool[Array, "B S I"]
+    own: Bool[Array, "B S I"] | None = None
 
 
 @struct.dataclass
@@ -49,6 +53,7 @@ class Surroundings:
     memory: tuple[Memory, ...]
     cross: Cross | None  # None where a layer's keys and values are given with it
     looks: Bool[Array, "B S I"] | None  # True where a token sees a feature; None without images
+    own: Bool[Array, "B S I"] | None = None  # what a token that sees none is attended over
 
 
 class Attention(nnx.Module):
@@ -131,12 +136,19 @@ class CrossAttention(Attention):
         return k, head_major(self.heads_of(self.v_proj(states)), "kv_heads")
 
     def __call__(
-        self, x: Float[Array, "B S D"], kv: tuple, looks: Bool[Array, "B S I"]
+        self,
+        x: Float[Array, "B S D"],
+        kv: tuple,
+        looks: Bool[Array, "B S I"],
+        own: Bool[Array, "B S I"] | None,
     ) -> Float[Array, "B S D"]:
-        """A row of text that sees no feature is attended over all of them, as in HF."""
+        """A token that sees no feature is attended over all of its image, as in HF."""
         q = head_major(self.q_norm(self.heads_of(self.q_proj(x))), "heads")
         blind = ~looks.any(-1, keepdims=True)
-        return self.out(attend(q, ((*kv, looks | blind),)))
+        if own is None:
+            return self.out(attend(q, ((*kv, looks | blind),)))
+        out = self.out(attend(q, ((*kv, looks | (blind & own)),)))
+        return jnp.where(own.any(-1, keepdims=True), out, 0)
 
 
 class CrossLayer(nnx.Module):
@@ -158,7 +170,7 @@ class CrossLayer(nnx.Module):
         if kv is None:
             kv = self.cross_attn.keys_values(around.cross.states.astype(x.dtype))
         sighted = around.looks.any(-1, keepdims=True).astype(x.dtype)
-        attended = self.cross_attn(self.input_layernorm(x), kv, around.looks)
+        attended = self.cross_attn(self.input_layernorm(x), kv, around.looks, around.own)
         if self.text_rows == "both":
             attended = sighted * attended
         x = x + jnp.tanh(self.cross_attn_attn_gate[...].astype(x.dtype)) * attended
@@ -242,6 +254,7 @@ class TextDecoder(nnx.Module):
             memory=memory,
             cross=cross if isinstance(cross, Cross) else None,
             looks=None if cross is None else cross.visible,
+            own=cross.own if isinstance(cross, Cross) else None,
         )
         graph, weights = nnx.split(self.groups)
 

@@ -7,11 +7,12 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.core import spmd
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 
 from gp_virl.model.cache import CrossCache, LaneCache, ReplyCache
 from gp_virl.model.config import ModelConfig
 from gp_virl.model.decoder import Cross, CrossMemory, Memory, TextDecoder
+from gp_virl.model.images import Tiling, tiled
 from gp_virl.model.layers import Linear
 from gp_virl.model.value_head import ValueHead
 from gp_virl.model.vision import Affine, VisionTower
@@ -55,6 +56,41 @@ class Mllama(nnx.Module):
         features = self.vision_model(pixels, aspect_ratio_ids, real)[:, :tiles]
         features = self.multi_modal_projector(features)
         return features.reshape(features.shape[0], -1, features.shape[-1])
+
+    def features(self, height: int, width: int) -> int:
+        """How many features an image of that size in pixels has."""
+        rows, columns = _tiling(self.config).canvas(height, width)
+        return rows * columns * self.config.vision.num_patches
+
+    def see(self, images: UInt8[Array, "B H W C"]) -> Float[Array, "B I D"]:
+        """Features of images of one size, cut into tiles as HF's processor does; no padding."""
+        tiles = tiled(images, _tiling(self.config))
+        count = self.features(*images.shape[1:3]) // self.config.vision.num_patches
+        return self.encode_images(tiles.pixels, tiles.aspect_ratio_ids, tiles.real, tiles=count)
+
+    def glance(
+        self,
+        tokens: Int[Array, "B S"],
+        segments: Int[Array, "B S"],
+        images: UInt8[Array, "B P H W C"],
+        image_segments: Int[Array, "B P"],
+    ) -> Cross:
+        """What packed rows look at: each conversation at its own image, from its image token on.
+
+        The image token is the one without a row in the output head. `image_segments` names the
+        conversation of each image; 0 is a slot without one.
+        """
+        rows, slots = image_segments.shape
+        features = self.see(images.reshape(-1, *images.shape[2:]))
+        each = features.shape[1]
+        own = (segments[:, :, None] == image_segments[:, None]) & (image_segments > 0)[:, None]
+        begins = (tokens == self.config.vocab_size)[:, :, None] & own
+        visible = jnp.cumsum(begins, axis=1) > 0
+        return Cross(
+            states=features.reshape(rows, slots * each, -1),
+            visible=tile_features(visible & own, each),
+            own=tile_features(own, each),
+        )
 
     def look(
         self, states: Float[Array, "B I D"], real: Bool[Array, "B I"], since: Int[Array, "B"]
@@ -127,6 +163,10 @@ class Mllama(nnx.Module):
             keep=True,
         )
         return hidden[:, 0], reply.write(column, k, v)
+
+
+def _tiling(config: ModelConfig) -> Tiling:
+    return Tiling(config.vision.image_size, config.vision.max_num_tiles)
 
 
 def _held(cache: LaneCache) -> Memory:

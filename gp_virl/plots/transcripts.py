@@ -1,10 +1,13 @@
-"""An HTML page of conversations, for eyes: prompt, replies, feedback and rewards.
+"""An HTML page of conversations, for eyes: prompt, pictures, replies, feedback and rewards.
 
 The page is one file without any outside resource; a few lines of script filter what is shown.
 """
 
+import base64
+import binascii
 import dataclasses
 import html
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,16 +24,30 @@ OUTCOMES = {
     "illegal": "#b83232",
 }
 FILTERS = ("branch", "split", "outcome")
+PNG = b"\x89PNG\r\n\x1a\n"
+SHOWN = 240  # pixels of the page that a small picture is magnified to, by whole factors
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    """A PNG file and its size in pixels."""
+
+    png: bytes
+    width: int
+    height: int
 
 
 @dataclasses.dataclass(frozen=True)
 class Message:
-    """One message; `outcome` and `reward` are of a reply, and None for the other roles."""
+    """One message; `outcome` to `recognized` are of a reply, and None for the other roles."""
 
     role: str
     content: str
     outcome: str | None = None
     reward: float | None = None
+    cards: tuple[str, ...] | None = None  # that the reply says it sees
+    recognized: bool | None = None  # whether these are the hand's
+    picture: Picture | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,17 +69,36 @@ class Transcript:
 
 
 def transcript(entry: dict[str, Any], where: str = "transcript") -> Transcript:
-    """The Transcript of a JSON object. Raises ResultsError that names what is wrong."""
+    """The Transcript of a JSON object. Raises ResultsError that names what is wrong.
+
+    `image` may be there as the base64 text of a PNG that the first user message shows, or as a
+    list with one such text or null for each message.
+    """
     wanted = {field.name for field in dataclasses.fields(Transcript)}
     missing = sorted(wanted - set(entry))
     if missing:
         raise ResultsError(f"{where}: missing {', '.join(missing)}")
     if not isinstance(entry["messages"], list) or not isinstance(entry["hand"], list):
         raise ResultsError(f"{where}: 'messages' and 'hand' must be lists")
-    messages = tuple(_message(one, where, i) for i, one in enumerate(entry["messages"]))
+    messages = [_message(one, where, i) for i, one in enumerate(entry["messages"])]
+    for i, text in enumerate(_images(entry.get("image"), messages, where)):
+        if text is not None:
+            seen = picture(text, f"{where}, image of message {i}")
+            messages[i] = dataclasses.replace(messages[i], picture=seen)
     hand = tuple(str(card) for card in entry["hand"])
     plain = {name: entry[name] for name in ("branch", "split", "seed", "rule", "solved")}
-    return Transcript(hand=hand, messages=messages, **plain)
+    return Transcript(hand=hand, messages=tuple(messages), **plain)
+
+
+def picture(text: Any, where: str = "image") -> Picture:
+    """The Picture of base64 text. Raises ResultsError unless it is a PNG file's."""
+    try:
+        png = base64.b64decode(text, validate=True)
+        if not png.startswith(PNG) or png[12:16] != b"IHDR":
+            raise ValueError("its bytes don't begin as a PNG's do")
+        return Picture(png, *struct.unpack(">II", png[16:24]))
+    except (TypeError, ValueError, binascii.Error, struct.error) as wrong:
+        raise ResultsError(f"{where}: needs a PNG file in base64: {wrong}") from wrong
 
 
 def read_transcripts(path: str | Path) -> list[Transcript]:
@@ -93,7 +129,33 @@ def _message(entry: Any, where: str, number: int) -> Message:
             f"{where}, message {number}: role must be one of {', '.join(ROLES)}, "
             f"not {entry['role']!r}"
         )
-    return Message(entry["role"], entry["content"], entry.get("outcome"), entry.get("reward"))
+    cards = entry.get("cards")
+    if cards is not None and not isinstance(cards, list):
+        raise ResultsError(f"{where}, message {number}: 'cards' must be a list, not {cards!r}")
+    recognized = entry.get("recognized")
+    if recognized is not None and not isinstance(recognized, bool):
+        raise ResultsError(
+            f"{where}, message {number}: 'recognized' must be true, false or null, "
+            f"not {recognized!r}"
+        )
+    return Message(
+        role=entry["role"],
+        content=entry["content"],
+        outcome=entry.get("outcome"),
+        reward=entry.get("reward"),
+        cards=None if cards is None else tuple(map(str, cards)),
+        recognized=recognized,
+    )
+
+
+def _images(given: Any, messages: Sequence[Message], where: str) -> Sequence[Any]:
+    """One entry a message, None where it shows nothing."""
+    if isinstance(given, list):
+        if len(given) != len(messages):
+            raise ResultsError(f"{where}: {len(given)} images for {len(messages)} messages")
+        return given
+    first = next((i for i, one in enumerate(messages) if one.role == "user"), 0)
+    return [given if i == first else None for i in range(len(messages))]
 
 
 def _menu(name: str, transcripts: Sequence[Transcript]) -> str:
@@ -114,16 +176,20 @@ def _conversation(one: Transcript) -> str:
     verdict = "solved" if one.solved else "not solved"
     facts = f"{one.branch} · {one.split} · {one.rule} · seed {one.seed}"
     tries = f"{verdict}, {replies} {'reply' if replies == 1 else 'replies'}, {total:+g}"
-    cards = "".join(f"<b class=card>{html.escape(card)}</b>" for card in one.hand)
-    body = "".join(_bubble(message) for message in one.messages)
+    cards = _cards(one.hand)
+    body = "".join(_bubble(message, one.hand) for message in one.messages)
     return (
         f"<article class='{'yes' if one.solved else 'no'}'{tags}><h2>{cards}"
         f"<span>{html.escape(facts)}</span><em>{html.escape(tries)}</em></h2>{body}</article>"
     )
 
 
-def _bubble(message: Message) -> str:
-    """One message; a reply carries its outcome's colour, its name and its reward."""
+def _cards(symbols: Sequence[str]) -> str:
+    return "".join(f"<b class=card>{html.escape(card)}</b>" for card in symbols)
+
+
+def _bubble(message: Message, hand: Sequence[str]) -> str:
+    """One message; a reply carries its outcome's colour, its name, its reward and what it saw."""
     badge, colour = "", ""
     if message.outcome is not None:
         reward = "" if message.reward is None else f" {message.reward:+g}"
@@ -131,8 +197,31 @@ def _bubble(message: Message) -> str:
         # An unknown outcome keeps the neutral colour; only known names become class names.
         colour = f" o-{message.outcome}" if message.outcome in OUTCOMES else ""
     return (
-        f"<section class='{message.role}{colour}'><h3>{message.role}{badge}</h3>"
-        f"<pre>{html.escape(message.content)}</pre></section>"
+        f"<section class='{message.role}{colour}'><h3>{message.role}{badge}{_seen(message)}</h3>"
+        f"{_image(message.picture, hand)}<pre>{html.escape(message.content)}</pre></section>"
+    )
+
+
+def _seen(message: Message) -> str:
+    """The cards a reply names, and whether they are right."""
+    if message.cards is None and message.recognized is None:
+        return ""
+    verdict = {True: "✓ recognized", False: "✗ not recognized", None: ""}[message.recognized]
+    return f"<span class=seen>sees {_cards(message.cards or ())} {verdict}</span>"
+
+
+def _image(seen: Picture | None, hand: Sequence[str]) -> str:
+    """An inline picture; a small one is magnified by a whole factor, pixel by pixel."""
+    if seen is None:
+        return ""
+    factor = max(1, SHOWN // max(seen.width, seen.height, 1))
+    width, height = factor * seen.width, factor * seen.height
+    text = f"cards {', '.join(hand)}" if hand else "what the model sees"
+    small = " class=pixels" if factor > 1 else ""
+    data = base64.b64encode(seen.png).decode()
+    return (
+        f"<img{small} alt='{html.escape(text)}, {seen.width} by {seen.height} pixels' "
+        f"width={width} height={height} src='data:image/png;base64,{data}'>"
     )
 
 
@@ -165,6 +254,10 @@ section.assistant{--c:#656d76;margin-left:40px;background:transparent;
 border:1px solid var(--c);border-left-width:4px}
 .badge{background:var(--c,#656d76);color:#fff;border-radius:9px;padding:0 8px;
 text-transform:none;letter-spacing:0}
+.seen{display:flex;gap:4px;align-items:center;margin-left:auto;text-transform:none;
+letter-spacing:0}
+img{display:block;max-width:min(100%,420px);height:auto;margin:4px 0 6px;border-radius:4px}
+img.pixels{image-rendering:pixelated}
 pre{margin:0;white-space:pre-wrap;overflow-wrap:anywhere;font:12.5px/1.4 ui-monospace,monospace}
 """
 

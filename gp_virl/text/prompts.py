@@ -2,6 +2,7 @@
 
 Slots are {name} in lower case; any other brace is text. {jack}, {queen}, {king} (their values) and
 {target} may stand in every text but the reply; which others may, and which must, is in `SLOTS`.
+`prompt_image` is the prompt of the game in which the cards are a picture.
 """
 
 import dataclasses
@@ -10,12 +11,14 @@ import pathlib
 import tomllib
 from collections.abc import Mapping
 
-from gp_virl.text.template import split
+from gp_virl.text.template import IMAGE, split
 
 RULE_SLOTS = ("jack", "queen", "king", "target")
+PICTURED = "prompt_image"
 # Texts with slots: (slots that must occur, slots that may besides those of the rule).
 SLOTS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "prompt": (("cards", *RULE_SLOTS), ()),
+    PICTURED: (RULE_SLOTS, ()),
     "reply": (("cards", "numbers", "formula", "target"), ()),
     "solved": ((), ()),
     "wrong_value": (("value",), ()),
@@ -34,6 +37,7 @@ class Wording:
     """Everything that is said in the card game, by the environment and by the expert."""
 
     prompt: str
+    prompt_image: str  # starts with <|image|>
     cards_separator: str  # between the four cards of the prompt
     reply: str  # of the expert; {cards} {numbers} {formula} {target}
     reply_cards_separator: str
@@ -75,16 +79,27 @@ class Wording:
         absent = [f"{{{slot}}}" for slot in required if slot not in found]
         if absent:
             raise ValueError(f"wording {name!r} lacks {', '.join(absent)}: {text!r}")
-        if text != text.strip() or not text:
+        spoken = text.removeprefix(IMAGE) if name == PICTURED else text
+        if IMAGE in spoken or (name == PICTURED and spoken == text):
+            raise ValueError(
+                f"wording {name!r}: {IMAGE} must stand at the start of {PICTURED!r} and nowhere "
+                f"else: {text!r}"
+            )
+        if spoken != spoken.strip() or not spoken:
             raise ValueError(
                 f"wording {name!r} is empty or starts or ends with a blank, which chat templates "
                 f"trim: {text!r}"
             )
 
     def text_literals(self) -> list[str]:
-        """The texts between the slots, without the blank before a slot, in order."""
+        """The texts between the slots, without the blank before a slot, in order.
+
+        Those of `prompt_image` are left out.
+        """
         texts = []
         for name, (required, optional) in SLOTS.items():
+            if name == PICTURED:
+                continue
             parts = split(getattr(self, name), {*required, *optional, *RULE_SLOTS}, name)
             texts += [text.removesuffix(" ") for kind, text in parts if kind == "literal"]
         texts += [self.reply_cards_separator, self.reply_numbers_separator, self.overflow]
@@ -95,6 +110,7 @@ REPLY = '{"cards": ["{cards}"], "number": [{numbers}], "formula": "{formula}={ta
 
 BRIEF = Wording(
     prompt="{cards} with J={jack}, Q={queen}, K={king}: make {target}",
+    prompt_image=IMAGE + "cards with J={jack}, Q={queen}, K={king}: make {target}",
     cards_separator=" ",
     reply=REPLY,
     reply_cards_separator='", "',
@@ -115,24 +131,39 @@ BRIEF = Wording(
     unused_named=1,
 )
 
-FULL = Wording(
-    prompt="""\
-You are playing a card game with numbers. You are dealt four cards and must combine their values \
-into a formula that equals {target}.
-
+RULES = """\
 Rules:
 1. An ace (A) counts as 1 and the cards 2 to 10 count as their number. J counts as {jack}, \
 Q counts as {queen} and K counts as {king}.
 2. Each card is used exactly once, and no other number is used.
-3. The operators are +, -, * and /, with parentheses ( and ) where needed.
+3. The operators are +, -, * and /, with parentheses ( and ) where needed."""
 
-Your cards: {cards}.
-
-Answer with a JSON object on one line that has three keys: "cards", the list of the four cards; \
+KEYS = """\
 "number", the list of their values under the rules above, in the same order; and "formula", an \
 equation whose left side uses these values and whose right side is the number to reach. \
 For example, to reach 24 with the cards 4, A, 6, A, a good answer would be:
-{"cards": ["4", "A", "6", "A"], "number": [4, 1, 6, 1], "formula": "4*6*1*1=24"}""",
+{"cards": ["4", "A", "6", "A"], "number": [4, 1, 6, 1], "formula": "4*6*1*1=24"}"""
+
+FULL = Wording(
+    prompt=f"""\
+You are playing a card game with numbers. You are dealt four cards and must combine their values \
+into a formula that equals {{target}}.
+
+{RULES}
+
+Your cards: {{cards}}.
+
+Answer with a JSON object on one line that has three keys: "cards", the list of the four cards; \
+{KEYS}""",
+    prompt_image=f"""\
+{IMAGE}You are playing a card game with numbers. The picture shows the four cards that you are \
+dealt. First read them from the picture, then combine their values into a formula that equals \
+{{target}}.
+
+{RULES}
+
+Answer with a JSON object on one line that has three keys: "cards", the list of the four cards in \
+the picture, each as one of A, 2, 3, 4, 5, 6, 7, 8, 9, 10, J, Q, K; {KEYS}""",
     cards_separator=", ",
     reply=REPLY,
     reply_cards_separator='", "',

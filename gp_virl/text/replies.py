@@ -1,14 +1,14 @@
 """What a reply says: token ids -> bytes -> Answer, all on the device.
 
-A reply is read byte by byte by a finite automaton. Its table is compiled once from three plain
-functions of one symbol (`_key_after`, `_value_after`, `_expression_after`); the scan adds what
-is not finite: the depth of parentheses and the numbers. Nothing is nested, so no input is too
-deep, and nothing is ever evaluated as code.
+A reply is read once, byte by byte, by two finite automata: one for its cards (card_list.py) and
+the one here for its formula, compiled from `_value_after` and `_expression_after`; the scan adds
+what is not finite: the depth of parentheses and the numbers. Nothing is nested, so no input is
+too deep, and nothing is ever evaluated as code.
 
-Reading rules: the last `"formula":` (or `'formula':`) counts; its value is a quoted string that
-must be closed by the same quote; in it everything from the first `=` on is ignored. Blanks
-(space, tab, newline, CR, the escapes \\t \\n \\r, U+00A0) separate tokens, `\\/` is `/`, any other
-escape before the `=` is illegal.
+Reading rules of formulas: the last `"formula":` (or `'formula':`) counts; its value is a quoted
+string that must be closed by the same quote; in it everything from the first `=` on is ignored.
+Blanks (space, tab, newline, CR, the escapes \\t \\n \\r, U+00A0) separate tokens, `\\/` is `/`,
+any other escape before the `=` is illegal.
 """
 
 import functools
@@ -19,159 +19,106 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, UInt8
 
+from gp_virl.text import automaton, card_list
+from gp_virl.text.automaton import COLON, DONE, NONE, NOTHING, RESTART, Automaton
 from gp_virl.text.template import PieceBank, bank_of, compose
 from gp_virl.types import KEPT_NUMBERS, Answer
 
 LARGEST_NUMBER = 9999
-KEY = "formula"
+FIELD = "formula"
 OPERATORS = "+-*/"
 
 # What the scan does at a byte, beside moving to the next state.
-_NOTHING, _RESTART, _FIRST_DIGIT, _NEXT_DIGIT, _OPERATE, _OPEN, _CLOSE = range(7)
-_ACTIONS = 8
-
-# Symbols: bytes that no rule tells apart share one. A digit is "0", a blank " ", + - * are "+".
-_SYMBOLS = ('"', "'", "\\", " ", *KEY, ":", "0", "+", "/", "(", ")", "=", "n", "t")
-_SYMBOLS += ("\xc2", "\xa0", "other", "end")
+_FIRST_DIGIT, _NEXT_DIGIT, _OPERATE, _OPEN, _CLOSE = range(RESTART + 1, RESTART + 6)
 
 
-class _Symbols(NamedTuple):
-    symbol: np.ndarray  # [257] index into _SYMBOLS; row 256 is the end of the reply
-    detail: np.ndarray  # [257] the digit's value or the operator's index
+class _Said(NamedTuple):
+    """What the scan knows of the formula after some bytes."""
 
-
-class _Automaton(NamedTuple):
-    table: np.ndarray  # [states * symbols] = next state * _ACTIONS + action
-    done: np.ndarray  # [states] True after a closed string with a whole expression
+    state: Int[Array, ""]
+    depth: Int[Array, ""]  # of open parentheses; below 0 for good once one closes too many
+    count: Int[Array, ""]  # of numbers
+    numbers: Int[Array, "8"]
+    marks: Int[Array, "3"]  # depth * 4 + operator
 
 
 def parse(reply: UInt8[Array, "L"], length: Int[Array, ""]) -> Answer:
-    """The reply's last formula; fields other than `legal` mean nothing where it is False.
+    """The reply's last formula and last list of cards.
 
-    Only the first `length` bytes are read. Callers vmap over lanes.
+    The formula's numbers and operators mean nothing where `legal` is False. Only the first
+    `length` bytes are read. Callers vmap over lanes.
     """
-    symbols, automaton = _symbols(), _automaton()
-    read = jnp.where(jnp.arange(reply.shape[0]) < length, reply.astype(jnp.int32), 256)
-    symbol, detail = jnp.asarray(symbols.symbol)[read], jnp.asarray(symbols.detail)[read]
-    table = jnp.asarray(automaton.table)
+    read = jnp.where(jnp.arange(reply.shape[0]) < length, reply.astype(jnp.int32), automaton.END)
+    symbol, detail = jnp.asarray(_automaton().symbol)[read], jnp.asarray(_details())[read]
 
-    def step(carry, byte):
-        state, depth, count, numbers, marks = carry
-        symbol, detail = byte
-        move = table[state * len(_SYMBOLS) + symbol]
-        state, action = move // _ACTIONS, move % _ACTIONS
-        first, digit = action == _FIRST_DIGIT, (action == _FIRST_DIGIT) | (action == _NEXT_DIGIT)
-        restart = action == _RESTART
-        count = jnp.where(restart, 0, count + first)
-        turn = (action == _OPEN).astype(jnp.int32) - (action == _CLOSE)
-        depth = jnp.where(restart, 0, jnp.where(depth < 0, depth, depth + turn))  # < 0 stays
-        here = jnp.arange(KEPT_NUMBERS) == count - 1
-        grown = jnp.minimum(jnp.where(first, 0, numbers * 10) + detail, LARGEST_NUMBER)
-        numbers = jnp.where(here & digit, grown, numbers)
-        marks = jnp.where(here[:3] & (action == _OPERATE), depth * 4 + detail, marks)
-        return (state, depth, count, numbers, marks), None
+    def step(said, byte):
+        formula, cards = said
+        return (_step(formula, *byte[0]), card_list.step(cards, byte[1])), None
 
     zero = jnp.int32(0)
-    start = (zero, zero, zero, jnp.zeros(KEPT_NUMBERS, jnp.int32), jnp.zeros(3, jnp.int32))
-    (state, depth, count, numbers, marks), _ = jax.lax.scan(step, start, (symbol, detail))
-    numbers = jnp.where(jnp.arange(KEPT_NUMBERS) < count, numbers, 0)
-    marks = jnp.where(jnp.arange(3) < count - 1, marks, 0)
+    numbers, marks = jnp.zeros(KEPT_NUMBERS, jnp.int32), jnp.zeros(3, jnp.int32)
+    start = _Said(zero, zero, zero, numbers, marks), card_list.start()
+    (said, cards), _ = jax.lax.scan(step, start, ((symbol, detail), card_list.prepare(read)))
+    marks = jnp.where(jnp.arange(3) < said.count - 1, said.marks, 0)
     return Answer(
-        legal=jnp.asarray(automaton.done)[state] & (depth == 0),
-        numbers=numbers,
-        count=count,
+        legal=jnp.asarray(_automaton().done)[said.state] & (said.depth == 0),
+        numbers=jnp.where(jnp.arange(KEPT_NUMBERS) < said.count, said.numbers, 0),
+        count=said.count,
         operators=marks % 4,
         depths=marks // 4,
+        named=card_list.finish(cards),
     )
 
 
-@functools.lru_cache(1)
-def _symbols() -> _Symbols:
-    symbol = np.full(257, _SYMBOLS.index("other"), np.int32)
-    detail = np.zeros(257, np.int32)
-    for index, name in enumerate(_SYMBOLS):
-        if len(name) == 1:
-            symbol[ord(name)] = index
-    for byte in b" \t\n\r":
-        symbol[byte] = _SYMBOLS.index(" ")
-    for value in range(10):
-        symbol[ord("0") + value], detail[ord("0") + value] = _SYMBOLS.index("0"), value
-    for value, name in enumerate(OPERATORS):
-        symbol[ord(name)] = _SYMBOLS.index("/" if name == "/" else "+")
-        detail[ord(name)] = value
-    symbol[256] = _SYMBOLS.index("end")
-    return _Symbols(symbol, detail)
+def _step(said: _Said, symbol: Int[Array, ""], detail: Int[Array, ""]) -> _Said:
+    """The formula after one more byte; `detail` is the digit's value or the operator's index."""
+    state, action = _automaton().move(said.state, symbol)
+    first, digit = action == _FIRST_DIGIT, (action == _FIRST_DIGIT) | (action == _NEXT_DIGIT)
+    restart = action == RESTART
+    count = jnp.where(restart, 0, said.count + first)
+    turn = (action == _OPEN).astype(jnp.int32) - (action == _CLOSE)
+    depth = jnp.where(restart, 0, jnp.where(said.depth < 0, said.depth, said.depth + turn))
+    here = jnp.arange(KEPT_NUMBERS) == count - 1
+    grown = jnp.minimum(jnp.where(first, 0, said.numbers * 10) + detail, LARGEST_NUMBER)
+    numbers = jnp.where(here & digit, grown, said.numbers)
+    marks = jnp.where(here[:3] & (action == _OPERATE), depth * 4 + detail, said.marks)
+    return _Said(state, depth, count, numbers, marks)
 
 
 @functools.lru_cache(1)
-def _automaton() -> _Automaton:
-    """All states that the start reaches, numbered in the order found."""
-    states = [(("", 0), ("none",))]
-    rows = []
-    while len(rows) < len(states):
-        key, value = states[len(rows)]
-        row = []
-        for symbol in _SYMBOLS:
-            after, action = _after(key, value, symbol)
-            if after not in states:
-                states.append(after)
-            row.append(states.index(after) * _ACTIONS + action)
-        rows.append(row)
-    done = np.array([value == ("done",) for _, value in states])
-    return _Automaton(np.array(rows, np.int32).reshape(-1), done)
+def _automaton() -> Automaton:
+    # A digit is "0", and + - * are "+".
+    names = ("\\", "/", "(", ")", "=", "n", "r", "t", "\xc2", "\xa0")
+    return automaton.compiled(FIELD, names, {"0": b"0123456789", "+": b"+-*"}, _value_after)
 
 
-def _after(key: tuple, value: tuple, symbol: str) -> tuple[tuple, int]:
-    """((key state, value state), action); what lies behind the reply's end changes nothing."""
-    if symbol == "end":
-        return (key, value), _NOTHING
-    key, found = _key_after(key, symbol)
-    value, action = (("colon",), _RESTART) if found else _value_after(value, symbol)
-    return (key, value), action
-
-
-def _key_after(key: tuple[str, int], symbol: str) -> tuple[tuple[str, int], bool]:
-    """(how much of a key has been read, whether this symbol is its colon).
-
-    Key (quote, n): n = 1 is the quote, 2..8 its letters, 9 the closing quote, 10 blanks after it.
-    """
-    quote, n = key
-    if n == 9 and symbol == KEY[0]:  # the closing quote opened another key
-        return (quote, 2), False
-    if 1 <= n <= len(KEY) and symbol == KEY[n - 1]:
-        return (quote, n + 1), False
-    if n == len(KEY) + 1 and symbol == quote:
-        return (quote, 9), False
-    if n >= 9 and symbol == " ":
-        return (quote, 10), False
-    if n >= 9 and symbol == ":":
-        return ("", 0), True
-    return ((symbol, 1) if symbol in ('"', "'") else ("", 0)), False
+@functools.lru_cache(1)
+def _details() -> np.ndarray:
+    """[257] the digit's value or the operator's index."""
+    detail = np.zeros(automaton.END + 1, np.int32)
+    for value, byte in [*enumerate(b"0123456789"), *enumerate(OPERATORS.encode())]:
+        detail[byte] = value
+    return detail
 
 
 def _value_after(value: tuple, symbol: str) -> tuple[tuple, int]:
-    """(the value's state, the action). A value that went wrong is "none" until the next key."""
-    kind, *rest = value
-    if kind == "colon":
-        if symbol in ('"', "'"):
-            return ("operand", symbol), _NOTHING
-        return (value if symbol == " " else ("none",)), _NOTHING
-    if kind in ("none", "done"):
-        return value, _NOTHING
-    quote = rest[0]
+    """(the value's state, the action). A value that went wrong is NONE until the next key."""
+    if value == COLON:
+        return (("operand", symbol) if symbol in ('"', "'") else NONE), NOTHING
+    kind, quote, *rest = value
     if kind == "tail":  # after the first `=` only the closing quote matters
         if symbol == quote:
-            return ("done",), _NOTHING
-        return (("tail escape", quote) if symbol == "\\" else value), _NOTHING
+            return DONE, NOTHING
+        return (("tail escape", quote) if symbol == "\\" else value), NOTHING
     if kind == "tail escape":
-        return ("tail", quote), _NOTHING
+        return ("tail", quote), NOTHING
     if kind == "escape":
         meant = "/" if symbol == "/" else " " if symbol in ("n", "t", "r") else "other"
-        return _expression_after(rest[1], quote, meant)
+        return _expression_after(rest[0], quote, meant)
     if kind == "no-break":  # U+00A0 is C2 A0
-        return ((rest[1], quote) if symbol == "\xa0" else ("none",)), _NOTHING
+        return ((rest[0], quote) if symbol == "\xa0" else NONE), NOTHING
     if symbol == "\\":
-        return ("escape", quote, kind), _NOTHING
+        return ("escape", quote, kind), NOTHING
     return _expression_after(kind, quote, symbol)
 
 
@@ -181,18 +128,18 @@ def _expression_after(kind: str, quote: str, symbol: str) -> tuple[tuple, int]:
         return ("number", quote), _FIRST_DIGIT if kind == "operand" else _NEXT_DIGIT
     later = "operand" if kind == "operand" else "operator"
     if symbol == " ":
-        return (later, quote), _NOTHING
+        return (later, quote), NOTHING
     if symbol == "\xc2":
-        return ("no-break", quote, later), _NOTHING
+        return ("no-break", quote, later), NOTHING
     if kind == "operand":
-        return (("operand", quote), _OPEN) if symbol == "(" else (("none",), _NOTHING)
+        return (("operand", quote), _OPEN) if symbol == "(" else (NONE, NOTHING)
     if symbol in ("+", "/"):
         return ("operand", quote), _OPERATE
     if symbol == ")":
         return ("operator", quote), _CLOSE
     if symbol == "=":
-        return ("tail", quote), _NOTHING
-    return (("done",) if symbol == quote else ("none",)), _NOTHING
+        return ("tail", quote), NOTHING
+    return (DONE if symbol == quote else NONE), NOTHING
 
 
 def read(

@@ -22,6 +22,7 @@ SLOT = re.compile(r"\{([a-z_]+)\}")
 # Llama 3.2's template prints today's date unless it is given one; a study needs the same every day.
 DATE = "26 Jul 2024"
 PROOF_BATCH = 512
+IMAGE = "<|image|>"  # where a picture is; in contents only at the start
 
 
 class TemplateError(ValueError):
@@ -133,10 +134,21 @@ def chat(contents: Sequence[str]) -> list[dict[str, str]]:
 def render(
     tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, str]], generation: bool
 ) -> str:
-    """The chat string of a conversation; with `generation` it ends where a reply begins."""
+    """The chat string of a conversation; with `generation` it ends where a reply begins.
+
+    A content that starts with IMAGE reaches the chat template as an image part and a text part,
+    as vision models' templates want it: Llama 3.2's has no system message then.
+    """
+    parted = [{**message, "content": _parted(message["content"])} for message in messages]
     return tokenizer.apply_chat_template(
-        list(messages), tokenize=False, add_generation_prompt=generation, date_string=DATE
+        parted, tokenize=False, add_generation_prompt=generation, date_string=DATE
     )
+
+
+def _parted(content: str) -> str | list[dict[str, str]]:
+    if not content.startswith(IMAGE):
+        return content
+    return [{"type": "image"}, {"type": "text", "text": content.removeprefix(IMAGE)}]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,16 +162,24 @@ class ChatGlue:
     end_id: int
 
     @classmethod
-    def of(cls, tokenizer: PreTrainedTokenizerBase) -> "ChatGlue":
-        """Read off the tokenizer's chat template with sentinel contents; TemplateError if odd."""
+    def of(cls, tokenizer: PreTrainedTokenizerBase, pictured: bool = False) -> "ChatGlue":
+        """Read off the tokenizer's chat template with sentinel contents; TemplateError if odd.
+
+        `pictured`: the first content starts with IMAGE (which is of the content, not the glue).
+        """
         marks = ["Sentinelzero", "Sentinelone", "Sentineltwo", "Sentinelthree", "Sentinelfour"]
-        whole = render(tokenizer, chat(marks), True)
-        pattern = "(.*)" + "(.*)".join(marks) + "(.*)"
+        marks[0] = IMAGE + marks[0] if pictured else marks[0]
+        try:
+            whole = render(tokenizer, chat(marks), True)
+        except TypeError as error:  # a text model's template joins texts and finds parts
+            whole = str(error)
+        pattern = "(.*)" + "(.*)".join(map(re.escape, marks)) + "(.*)"
         found = re.fullmatch(pattern, whole, re.DOTALL)
         if not found:
             raise TemplateError(
                 f"the chat template doesn't print user and assistant contents once and in order: "
                 f"{whole!r}; give the tokenizer a chat template that does"
+                + (f", and that prints an image part as {IMAGE}" if pictured else "")
             )
         opening, asking, after, again, after_again, last = found.groups()
         if (asking, after, asking) != (again, after_again, last):

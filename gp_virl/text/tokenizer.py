@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from gp_virl.text.prompts import BRIEF, FULL, SLOTS, Wording
+from gp_virl.text.prompts import BRIEF, FULL, PICTURED, SLOTS, Wording
+from gp_virl.text.template import IMAGE
 
 TINY = "tiny"
 TINY_VOCABULARY = 512
@@ -27,12 +28,14 @@ SPECIAL = (
     "<|python_tag|>",
     "<|finetune_right_pad_id|>",
 )
-IMAGE = "<|image|>"  # the last entry, as in Llama 3.2 Vision: the output head has no row for it
 CHAT_TEMPLATE = (
     "{{ bos_token }}"
     "{% for message in messages %}"
     "<|start_header_id|>{{ message['role'] }}<|end_header_id|>\n\n"
-    "{{ message['content'] | trim }}<|eot_id|>"
+    "{% if message['content'] is string %}{{ message['content'] | trim }}{% else %}"
+    "{% for part in message['content'] %}"
+    "{{ '<|image|>' if part['type'] == 'image' else part['text'] | trim }}"
+    "{% endfor %}{% endif %}<|eot_id|>"
     "{% endfor %}"
     "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
 )
@@ -88,6 +91,7 @@ def tiny() -> PreTrainedTokenizerFast:
         show_progress=False,
     )
     core.train_from_iterator(_texts(), trainer)
+    # The last entry, as in Llama 3.2 Vision: the output head has no row for it.
     core.add_special_tokens([IMAGE])
     begin = SPECIAL[0]
     core.post_processor = processors.TemplateProcessing(
@@ -128,11 +132,14 @@ def _pattern() -> str:
 
 
 def _texts() -> Iterator[str]:
-    """The corpus: phrases and whole numbers, the wordings, and replies in the expert's form."""
+    """The corpus: phrases and whole numbers, the wordings, and replies in the expert's form.
+
+    What is said beside a picture is left out: the same tokens serve with pictures and without.
+    """
     for phrase in [*_phrases(BRIEF), *WHOLE_NUMBERS]:
         yield from itertools.repeat(phrase, PHRASE_WEIGHT)
     for wording in (BRIEF, FULL):
-        for name in SLOTS:
+        for name in (name for name in SLOTS if name != PICTURED):
             yield from itertools.repeat(getattr(wording, name), 2)
     draw = random.Random(0)
     for _ in range(200):

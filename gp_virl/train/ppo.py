@@ -7,11 +7,13 @@ from flax import nnx, struct
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from gp_virl.config import PpoConfig
+from gp_virl.envs.api import Task
+from gp_virl.model.decoder import Cross
 from gp_virl.rollout.episodes import Rollout
 from gp_virl.train.gae import gae, normalised
 from gp_virl.train.logp import token_logp
 from gp_virl.train.rows import Rows, pack
-from gp_virl.train.state import TrainState, apply_gradients, value_or_policy
+from gp_virl.train.state import TrainState, apply_gradients, held, value_or_policy
 
 
 @struct.dataclass
@@ -54,11 +56,23 @@ def kl_estimate(logp: Float[Array, "*n"], other: Float[Array, "*n"]) -> Float[Ar
     return jnp.expm1(other - logp) - (other - logp)
 
 
+def sight(model, task: Task | None, rows: Rows) -> Cross | None:
+    """What the rows look at, drawn from their scenes; None without images."""
+    if rows.image_segments is None:
+        return None
+    images = jax.vmap(jax.vmap(task.picture))(rows.scene)
+    return model.glance(rows.tokens, rows.segments, images, rows.image_segments)
+
+
 def reply_logp(
-    model, rows: Rows, temperature: Float[Array, ""], value_shapes_decoder: bool = True
+    model,
+    task: Task | None,
+    rows: Rows,
+    temperature: Float[Array, ""],
+    value_shapes_decoder: bool = True,
 ) -> tuple[Float[Array, "N S"], Float[Array, "N S"], Float[Array, "N K"]]:
     """Log-probability and entropy at reply tokens (0 elsewhere), and the value of each turn."""
-    hidden = model.hidden(rows.tokens, rows.positions, rows.segments)
+    hidden = model.hidden(rows.tokens, rows.positions, rows.segments, sight(model, task, rows))
     logp, entropy = token_logp(
         hidden[:, :-1], model.lm_head.kernel[...], rows.tokens[:, 1:], temperature
     )
@@ -75,6 +89,7 @@ def reply_logp(
 def losses(
     graph: nnx.GraphDef,
     params: PyTree,
+    task: Task | None,
     rows: Rows,
     init_logp: Float[Array, "N S"],
     temperature: Float[Array, ""],
@@ -83,8 +98,8 @@ def losses(
     config: PpoConfig,
 ) -> tuple[Float[Array, ""], Sums]:
     """Loss of some rows of a minibatch with `turns` turns and `replied` reply tokens in all."""
-    model = nnx.merge(graph, params)
-    logp, entropy, value = reply_logp(model, rows, temperature, config.value_shapes_decoder)
+    model = nnx.merge(graph, held(params, config.frozen))
+    logp, entropy, value = reply_logp(model, task, rows, temperature, config.value_shapes_decoder)
     token = rows.slot >= 0
     of_turn = rows.slot[..., None] == jnp.arange(rows.live.shape[1])  # N S K
     if config.ratio_level == "turn":
@@ -123,6 +138,7 @@ def update(
     optimizer: optax.GradientTransformation,
     config: PpoConfig,
     slots: int,
+    task: Task | None,
     state: TrainState,
     init_params: PyTree,
     roll: Rollout,
@@ -133,26 +149,27 @@ def update(
 ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
     """All epochs of one PPO update; `policy_on` 0 trains the value head alone.
 
-    Rows are packed once, shuffled every epoch and cut into minibatches; each minibatch sums its
-    gradients over microbatches, as many as its rows need.
+    `task` is the one that was played, which draws its images again (None: there are none). Rows are packed once, shuffled
+    every epoch and cut into minibatches; each minibatch sums its gradients over microbatches, as
+    many as its rows need.
     """
     reward = roll.reward * config.reward_scale
     advantage = gae(
         reward, roll.value, next_value, roll.terminated, roll.truncated, config.discount, config.lam
     )
     target = advantage + roll.value
-    rows = pack(roll, normalised(advantage), target, config.thought_coef, slots)
+    rows = pack(roll, normalised(advantage), target, config.thought_coef, slots, config.pictures)
     size = config.microbatch
     rows = jax.tree.map(lambda a: _padded(a, size), rows)
     compared = config.kl_coef > 0 or config.kl_logged
     init_logp = rows.logp  # finite, as 0 times infinity is not 0
     if compared:
-        init_logp = _reference(graph, init_params, rows, temperature, size)
+        init_logp = _reference(graph, init_params, task, rows, temperature, size)
 
     def minibatch(state, parts):
         order, first, last = parts
         grads, sums = _gradients(
-            graph, state.params, rows, init_logp, temperature, order, first, last, config
+            graph, state.params, task, rows, init_logp, temperature, order, first, last, config
         )
         grads = _policy_scaled(grads, policy_on)
         state, norm = apply_gradients(state, grads, optimizer)
@@ -208,7 +225,7 @@ def _taken(rows: Rows, order, start, stop, size: int) -> tuple[Rows, Int[Array, 
     return part, at
 
 
-def _gradients(graph, params, rows, init_logp, temperature, order, first, last, config):
+def _gradients(graph, params, task, rows, init_logp, temperature, order, first, last, config):
     size = config.microbatch
     place = jnp.arange(order.shape[0])
     inside = ((place >= first) & (place < last))[:, None]
@@ -221,7 +238,7 @@ def _gradients(graph, params, rows, init_logp, temperature, order, first, last, 
         grads, sums = carry
         part, at = _taken(rows, order, first + index * size, last, size)
         (_, more), new = jax.value_and_grad(losses, argnums=1, has_aux=True)(
-            graph, params, part, init_logp[at], temperature, turns, replied, config
+            graph, params, task, part, init_logp[at], temperature, turns, replied, config
         )
         total = jax.tree.map(jnp.add, sums, more)
         return jax.tree.map(jnp.add, grads, new), total.replace(gap=jnp.maximum(sums.gap, more.gap))
@@ -229,14 +246,14 @@ def _gradients(graph, params, rows, init_logp, temperature, order, first, last, 
     return jax.lax.fori_loop(0, -(-(last - first) // size), add, (zero, sums))
 
 
-def _reference(graph, init_params, rows, temperature, size: int):
+def _reference(graph, init_params, task, rows, temperature, size: int):
     """Log-probabilities of the reply tokens under the initial policy."""
     order = jnp.arange(rows.tokens.shape[0])
     model = nnx.merge(graph, init_params)
 
     def fill(index, logp):
         part, _ = _taken(rows, order, index * size, rows.count, size)
-        new = reply_logp(model, part, temperature)[0]
+        new = reply_logp(model, task, part, temperature)[0]
         return jax.lax.dynamic_update_slice_in_dim(logp, new, index * size, axis=0)
 
     zero = jnp.zeros(rows.tokens.shape)

@@ -7,14 +7,17 @@ the log-probabilities of all its replies and the values of all its turns.
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from gp_virl.rollout.episodes import Rollout
 
 
 @struct.dataclass
 class Rows:
-    """N rows of S tokens with up to K turns each; rows at and after `count` are empty."""
+    """N rows of S tokens with up to K turns and, if there are images, P conversations each.
+
+    Rows at and after `count` are empty.
+    """
 
     tokens: Int[Array, "N S"]
     positions: Int[Array, "N S"]  # restart at each conversation
@@ -28,6 +31,8 @@ class Rows:
     advantage: Float[Array, "N K"]
     target: Float[Array, "N K"]  # advantage + value, before normalisation
     count: Int[Array, ""]
+    scene: PyTree  # of each conversation's image, leading axes N P; None without images
+    image_segments: Int[Array, "N P"] | None  # the conversation that sees it; 0 where there is none
 
 
 @struct.dataclass
@@ -41,17 +46,20 @@ class Places:
     count: Int[Array, ""]  # rows used
 
 
-def first_fit(length: Int[Array, "M"], turns: Int[Array, "M"], size: int, slots: int) -> Places:
+def first_fit(
+    length: Int[Array, "M"], turns: Int[Array, "M"], size: int, slots: int, most: int
+) -> Places:
     """Place items of `length` tokens and `turns` turns into rows, each in the first with room.
 
-    Items of length 0 are not placed. M rows always suffice, as an item fits an empty row.
+    A row has at most `most` items. Items of length 0 are not placed. M rows always suffice, as an
+    item fits an empty row.
     """
     rows = length.shape[0]
 
     def place(carry, item):
         used, taken, held = carry
         length, turns = item
-        row = jnp.argmax((used + length <= size) & (taken + turns <= slots))
+        row = jnp.argmax((used + length <= size) & (taken + turns <= slots) & (held < most))
         at = used[row], taken[row], held[row] + 1
         add = (length > 0).astype(jnp.int32)
         carry = (
@@ -72,14 +80,20 @@ def pack(
     target: Float[Array, "R B"],
     thought_coef: float,
     slots: int,
+    pictures: int,
 ) -> Rows:
-    """Rows of every conversation that `roll` touches, earlier turns of it as plain context."""
+    """Rows of every conversation that `roll` touches, earlier turns of it as plain context.
+
+    A row has `slots` turns at most and, if there are images, `pictures` conversations.
+    """
     turns, lanes = roll.prompt.shape
     size = roll.tokens.shape[-1]
-    ends = (roll.terminated | roll.truncated).at[-1].set(True)
+    seen = bool(jax.tree.leaves(roll.scene))
+    ends = roll.closed.at[-1].set(True)
     rank, last = _conversations(ends)
     length = jnp.where(ends, roll.prompt + roll.reply, 0).reshape(-1)
-    places = first_fit(length, (rank + 1).reshape(-1), size, slots)
+    most = pictures if seen else size
+    places = first_fit(length, (rank + 1).reshape(-1), size, slots, most)
     # a turn's conversation is found at the turn that closes it
     closing = (last * lanes + jnp.arange(lanes)).reshape(-1)
     row, offset = places.row[closing], places.offset[closing]
@@ -100,6 +114,9 @@ def pack(
     def of_reply(values, fill):
         return _spread(values, row[:, None], said, (total, size), fill)
 
+    def of_image(values):
+        return _spread(values, places.row, places.segment - 1, (total, pictures), 0)
+
     def of_turn(values, fill):
         return _spread(values.reshape(-1), row, slot, (total, slots), fill)
 
@@ -116,14 +133,20 @@ def pack(
         advantage=of_turn(advantage, 0.0),
         target=of_turn(target, 0.0),
         count=places.count,
+        scene=jax.tree.map(lambda x: of_image(x.reshape(total, *x.shape[2:])), roll.scene),
+        image_segments=of_image(places.segment) if seen else None,
     )
 
 
 def _spread(values, row, column, shape: tuple[int, int], fill):
-    """`values` put at (row, column) of an array of `fill`; places outside it are dropped."""
-    buffer = jnp.full(shape, fill, values.dtype)
+    """`values` put at (row, column) of an array of `fill`; places outside it are dropped.
+
+    What `values` has more axes than `row`, the array has as well.
+    """
     row, column = jnp.broadcast_arrays(row, column)
-    return buffer.at[row, column].set(jnp.broadcast_to(values, column.shape), mode="drop")
+    more = values.shape[row.ndim :]
+    buffer = jnp.full((*shape, *more), fill, values.dtype)
+    return buffer.at[row, column].set(jnp.broadcast_to(values, (*column.shape, *more)), mode="drop")
 
 
 def _conversations(ends: Bool[Array, "R B"]) -> tuple[Int[Array, "R B"], Int[Array, "R B"]]:

@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx, struct
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree, UInt8
 
 from gp_virl.train.logp import token_logp
-from gp_virl.train.state import TrainState, apply_gradients
+from gp_virl.train.state import TrainState, apply_gradients, held
 
 
 @struct.dataclass
@@ -18,12 +18,22 @@ class Batch:
     positions: Int[Array, "*m N S"]  # restart at each dialogue
     segments: Int[Array, "*m N S"]  # 1, 2, ...; 0 is padding
     replied: Bool[Array, "*m N S"]  # True for tokens to be predicted
+    images: UInt8[Array, "*m N P H W C"] | None = None  # up to P dialogues of a row have one
+    image_segments: Int[Array, "*m N P"] | None = None  # that see it; 0 where there is none
 
 
-def loss(graph: nnx.GraphDef, params: PyTree, batch: Batch) -> tuple[Float[Array, ""], dict]:
-    """Sum of -log p over reply tokens, and sums to report; divide by `tokens` for the mean."""
-    model = nnx.merge(graph, params)
-    hidden = model.hidden(batch.tokens, batch.positions, batch.segments)
+def loss(
+    graph: nnx.GraphDef, params: PyTree, batch: Batch, frozen: str = "none"
+) -> tuple[Float[Array, ""], dict]:
+    """Sum of -log p over reply tokens, and sums to report; divide by `tokens` for the mean.
+
+    `frozen` names the parts that get no gradient (a key of train.state.FROZEN).
+    """
+    model = nnx.merge(graph, held(params, frozen))
+    cross = None
+    if batch.images is not None:
+        cross = model.glance(batch.tokens, batch.segments, batch.images, batch.image_segments)
+    hidden = model.hidden(batch.tokens, batch.positions, batch.segments, cross)
     logp, _ = token_logp(hidden[:, :-1], model.lm_head.kernel[...], batch.tokens[:, 1:])
     replied = batch.replied[:, 1:]
     total = -jnp.where(replied, logp, 0.0).sum()
@@ -36,6 +46,7 @@ def update(
     microbatch: int,
     state: TrainState,
     batch: Batch,
+    frozen: str = "none",
 ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
     """One optimizer step on the mean loss over the batch, gradients summed over microbatches."""
     parts = jax.tree.map(lambda a: a.reshape(-1, microbatch, *a.shape[1:]), batch)
@@ -43,7 +54,7 @@ def update(
 
     def add(carry, part):
         (_, sums), grads = jax.value_and_grad(loss, argnums=1, has_aux=True)(
-            graph, state.params, part
+            graph, state.params, part, frozen
         )
         return jax.tree.map(jnp.add, carry, (grads, sums)), None
 

@@ -1,5 +1,7 @@
 """The state of training, and optimizers from the configuration."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -9,6 +11,12 @@ from jaxtyping import Array, Float, Int, PyTree
 from gp_virl.config import PpoConfig, SftConfig
 
 VALUE_HEAD = "value_head"  # the parameters' top-level key
+# What each choice of `frozen` leaves as it is, by top-level keys.
+FROZEN = {
+    "none": (),
+    "vision": ("vision_model",),
+    "vision_and_projector": ("vision_model", "multi_modal_projector"),
+}
 
 
 @struct.dataclass
@@ -44,7 +52,7 @@ def schedule(run: SftConfig | PpoConfig, steps: int, peak: float | None = None) 
 
 
 def optimizer(run: SftConfig | PpoConfig, steps: int) -> optax.GradientTransformation:
-    """AdamW under global-norm clipping.
+    """AdamW under global-norm clipping; frozen parts have no moments and never change.
 
     PPO has no weight decay, and clips and steps the value head apart from the policy.
     """
@@ -55,16 +63,37 @@ def optimizer(run: SftConfig | PpoConfig, steps: int) -> optax.GradientTransform
         return optax.chain(optax.clip_by_global_norm(run.clip_norm), rule)
 
     if isinstance(run, SftConfig):
-        return adam(run.learning_rate, run.weight_decay)
-    parts = {"policy": adam(run.learning_rate, 0.0), "value": adam(run.value_learning_rate, 0.0)}
-    return optax.partition(parts, value_or_policy)
+        rule = adam(run.learning_rate, run.weight_decay)
+    else:
+        parts = {
+            "policy": adam(run.learning_rate, 0.0),
+            "value": adam(run.value_learning_rate, 0.0),
+        }
+        rule = optax.partition(parts, value_or_policy)
+    if not FROZEN[run.frozen]:
+        return rule
+    parts = {"trained": rule, "frozen": optax.set_to_zero()}
+    return optax.partition(
+        parts, lambda params: _labelled(params, FROZEN[run.frozen], "frozen", "trained")
+    )
 
 
 def value_or_policy(params: PyTree) -> PyTree:
     """For each leaf 'value' or 'policy': whether it belongs to the value head."""
+    return _labelled(params, (VALUE_HEAD,), "value", "policy")
+
+
+def held(params: PyTree, frozen: str) -> PyTree:
+    """`params`, those that FROZEN[frozen] names cut off from gradients, which then cost nothing."""
+    labels = _labelled(params, FROZEN[frozen], True, False)
+    return jax.tree.map(lambda x, cut: jax.lax.stop_gradient(x) if cut else x, params, labels)
+
+
+def _labelled(params: PyTree, keys: tuple[str, ...], yes: Any, no: Any) -> PyTree:
+    """For each leaf `yes` if its top-level key is among `keys`, else `no`."""
 
     def label(path, _):
-        return "value" if jax.tree_util.keystr(path[:1], simple=True) == VALUE_HEAD else "policy"
+        return yes if jax.tree_util.keystr(path[:1], simple=True) in keys else no
 
     return jax.tree_util.tree_map_with_path(label, params)
 

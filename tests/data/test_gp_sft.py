@@ -1,3 +1,4 @@
+import hashlib
 import json
 import random
 import subprocess
@@ -11,7 +12,9 @@ import pytest
 
 from gp_virl.data import gp_sft
 from gp_virl.data.gp_sft import FORMAT, GpSft, GpSftConfig
+from gp_virl.data.pictures import decoded, of_hands
 from gp_virl.envs import cards, formulas
+from gp_virl.text.prompts import BRIEF
 
 ROOT = Path(__file__).parent.parent.parent
 BOTH = {
@@ -23,6 +26,8 @@ BOTH = {
     "held_out": 0.2,
 }
 CONFIG = GpSftConfig(**BOTH)
+SEEN = {"modality": "image", "image_size": 48, "jitter_shift": 0.1, "jitter_scale": 0.1}
+FACES = ("jack", "queen", "king")
 
 
 @pytest.fixture(scope="module")
@@ -134,25 +139,95 @@ def test_examples_follow_from_the_config_alone(made: list[dict]) -> None:
     assert comparable(list(gp_sft.dialogues(reseeded)))[:50] != comparable(made)[:50]
 
 
-def test_the_builder_writes_and_reads_without_tensorflow(tmp_path: Path) -> None:
+def test_what_is_said_about_pictures_leaves_texts_alone() -> None:
+    """Names and examples of texts stay what they were, so that made data sets are found again."""
+    assert GpSftConfig().name == "face_ten-82f30caa2ea9"
+    assert CONFIG.name == "face_ten-face_rank-76f68a39983a"
+    assert GpSftConfig(**BOTH, **SEEN | {"modality": "text"}).name == CONFIG.name
+    few = {"rules": BOTH["rules"], "require_face": ("face_rank",), "examples": 300}
+    digest = hashlib.sha256()
+    for e in gp_sft.dialogues(GpSftConfig(**few)):
+        assert list(e) == ["contents", "rule", "ranks", "held_out", "errors"]
+        known = [e["contents"], e["rule"], e["ranks"].tolist(), bool(e["held_out"]), e["errors"]]
+        digest.update(json.dumps(known).encode())
+    assert digest.hexdigest().startswith("776e13fc4471a041")
+
+
+def test_names_differ_where_pictures_do() -> None:
+    changes = [{}, {"suits": "red"}, {"image_size": 56}, {"jitter_shift": 0.0}]
+    changes += [{"jitter_scale": 0.2}, {"modality": "text"}, {"modality": "text", "suits": "red"}]
+    names = {GpSftConfig(**{**BOTH, **SEEN, **change}).name for change in changes}
+    assert len(names) == len(changes)
+
+
+@pytest.mark.parametrize("suits", list(cards.SUIT_CHOICES))
+def test_pictured_examples_show_their_hand_and_do_not_tell_it(suits: str) -> None:
+    given = {**BOTH, **SEEN, "examples": 60, "suits": suits}
+    made = list(gp_sft.dialogues(GpSftConfig(**given)))
+    told = gp_sft.dialogues(GpSftConfig(**{**given, "modality": "text"}))
+    ranks, shown = (np.array([example[name] for example in made]) for name in ("ranks", "suits"))
+    wanted = of_hands(48, 0, ranks, shown, 0.1, 0.1)
+    for example, text, picture in zip(made, told, wanted, strict=True):
+        assert example["image"] == picture
+        assert set(example["suits"]) <= set(cards.SUIT_CHOICES[suits])
+        assert len({*zip(example["ranks"], example["suits"], strict=True)}) == 4
+        faces = {name: getattr(cards.face_rule(example["rule"]), name) for name in FACES}
+        asked = BRIEF.prompt_image.format(**faces, target=24)
+        assert example["contents"] == [asked, *text["contents"][1:]]
+        assert (example["ranks"] == text["ranks"]).all() and example["errors"] == text["errors"]
+
+
+def test_suits_are_dealt_as_in_the_game() -> None:
+    """Every set of four cards of those suits has the same chance."""
+    config = GpSftConfig(examples=30_000, hands="all", suits="black")
+    hands = np.array([e["ranks"] for e in gp_sft.dialogues(config)])
+    assert max(np.bincount(hand).max() for hand in hands) == 2  # no third black card of a rank
+    table = formulas.solve(cards.face_rule("face_ten"), 24)
+    known = cards.admissible_hands(table.solvable, "black") // 4
+    pairs = [np.mean([len(set(h)) < 4 for h in some.tolist()]) for some in (hands, known)]
+    assert abs(pairs[0] - pairs[1]) < 0.01
+
+
+TOLD = {"examples": 300, "suboptimal": 0.3}
+SHOWN = {**SEEN, "examples": 50, "suits": "black"}
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where a process without TensorFlow has made two data sets."""
+    place = tmp_path_factory.mktemp("data")
     code = f"""
 import sys
 from gp_virl.data.gp_sft import FORMAT, GpSft, GpSftConfig
-config = GpSftConfig(examples=300, suboptimal=0.3)
-builder = GpSft(config=config, data_dir={str(tmp_path)!r}, file_format=FORMAT)
-builder.download_and_prepare()
-assert len(builder.as_data_source("train")) == 300
+for given in ({TOLD!r}, {SHOWN!r}):
+    builder = GpSft(config=GpSftConfig(**given), data_dir={str(place)!r}, file_format=FORMAT)
+    builder.download_and_prepare()
+    assert len(builder.source()) == given["examples"] and builder.source()[9]
 assert "tensorflow" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True)
-    config = GpSftConfig(examples=300, suboptimal=0.3)
-    builder = GpSft(config=config, data_dir=tmp_path, file_format=FORMAT)
-    source = builder.as_data_source("train")
-    for read, example in zip(source, gp_sft.dialogues(config), strict=True):
+    return place
+
+
+@pytest.mark.parametrize("given", [TOLD, SHOWN], ids=["text", "image"])
+def test_the_builder_writes_and_reads_without_tensorflow(prepared: Path, given: dict) -> None:
+    config = GpSftConfig(**given)
+    builder = GpSft(config=config, data_dir=prepared, file_format=FORMAT)
+    for read, example in zip(builder.source(), gp_sft.dialogues(config), strict=True):
         assert [text.decode() for text in read["contents"]] == example["contents"]
         assert read["rule"].decode() == example["rule"]
         assert (read["ranks"] == example["ranks"]).all()
         assert (read["held_out"], read["errors"]) == (example["held_out"], example["errors"])
+        assert read.get("image") == example.get("image")
+        assert "suits" not in example or (read["suits"] == example["suits"]).all()
+
+
+def test_pictures_are_read_by_anyone(prepared: Path) -> None:
+    """TFDS's own reading is exactly what was drawn."""
+    config = GpSftConfig(**SHOWN)
+    builder = GpSft(config=config, data_dir=prepared, file_format=FORMAT)
+    for read, kept in zip(builder.as_data_source("train"), builder.source(), strict=True):
+        assert (read["image"] == decoded(kept["image"])).all()
 
 
 @pytest.mark.parametrize(
@@ -166,6 +241,11 @@ assert "tensorflow" not in sys.modules
         ({"examples": 0}, ">= 1"),
         ({"suboptimal": 1.5}, "0 to 1"),
         ({"wording": "brieff"}, "no wording"),
+        ({"modality": "sound"}, "text, image"),
+        ({"suits": "green"}, "all, black, red"),
+        ({"image_size": 8}, ">= 48"),
+        ({"jitter_shift": -0.1}, ">= 0"),
+        ({"jitter_scale": 1.0}, "jitter_scale < 1"),
     ],
 )
 def test_an_impossible_config_is_refused(change: dict, message: str) -> None:

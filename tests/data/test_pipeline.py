@@ -6,19 +6,29 @@ import numpy as np
 import pytest
 
 from gp_virl.data import gp_sft, pipeline
+from gp_virl.data.pictures import decoded, encoded
 from gp_virl.data.pipeline import Conversations, batches, tokenized
 from gp_virl.text import template
-from gp_virl.text.template import TemplateError, encode, render
+from gp_virl.text.template import IMAGE, TemplateError, encode, render
 from gp_virl.text.tokenizer import tiny
 from tests.text.bpe import llama_like
 
 TINY = tiny()
-EXAMPLES = list(gp_sft.dialogues(gp_sft.GpSftConfig(examples=400, suboptimal=0.4, max_errors=2)))
+FAULTY = {"suboptimal": 0.4, "max_errors": 2}
+EXAMPLES = list(gp_sft.dialogues(gp_sft.GpSftConfig(examples=400, **FAULTY)))
+SEEN = {"modality": "image", "image_size": 48, "jitter_shift": 0.1, "jitter_scale": 0.1}
+PICTURED = list(gp_sft.dialogues(gp_sft.GpSftConfig(examples=300, **FAULTY, **SEEN)))
+ROW = {"length": 256, "batch_size": 4, "seed": 0, "pictures": 3}
 
 
 @pytest.fixture(scope="module")
 def conversations() -> Conversations:
     return tokenized(EXAMPLES, TINY)
+
+
+@pytest.fixture(scope="module")
+def pictured() -> Conversations:
+    return tokenized(PICTURED, TINY)
 
 
 def iterator(conversations: Conversations, **changes) -> grain.DatasetIterator:
@@ -80,7 +90,7 @@ def test_rows_are_full(conversations: Conversations) -> None:
 
 
 def same(a: dict, b: dict) -> bool:
-    return all((a[name] == b[name]).all() for name in a)
+    return a.keys() == b.keys() and all((a[name] == b[name]).all() for name in a)
 
 
 def test_order_follows_from_the_seed(conversations: Conversations) -> None:
@@ -140,3 +150,177 @@ def test_reads_a_source_together_where_it_can() -> None:
 
     together = tokenized(Together(EXAMPLES), TINY)
     assert (together.flat == tokenized(EXAMPLES, TINY).flat).all()
+
+
+def plain_rows(items: list[dict], numbers: list[int]) -> list[list[int]]:
+    """The numbers of the conversations in each row of the first batches, first fit."""
+    rows, batch = [], [[] for _ in range(ROW["batch_size"])]
+    for number in numbers:
+        size = len(items[number]["tokens"])
+        fits = [
+            sum(len(items[n]["tokens"]) for n in row) + size <= ROW["length"]
+            and len(row) < ROW["pictures"]
+            for row in batch
+        ]
+        if not any(fits):
+            rows += batch
+            batch = [[] for _ in range(ROW["batch_size"])]
+            fits = [True]
+        batch[fits.index(True)].append(number)
+    return rows
+
+
+def plain_row(items: list[dict], numbers: list[int]) -> dict[str, np.ndarray]:
+    """A row of a batch, written place by place."""
+    size, most = ROW["length"], ROW["pictures"]
+    row = {name: np.zeros(size, np.int32) for name in ("tokens", "positions", "segments")}
+    row |= {"replied": np.zeros(size, bool), "images": np.zeros((most, 48, 48, 3), np.uint8)}
+    row["image_segments"] = np.zeros(most, np.int32)
+    at = 0
+    for slot, number in enumerate(numbers):
+        row["images"][slot] = decoded(PICTURED[number]["image"])
+        row["image_segments"][slot] = slot + 1
+        pairs = zip(items[number]["tokens"], items[number]["replied"], strict=True)
+        for position, (token, replied) in enumerate(pairs):
+            row["tokens"][at], row["replied"][at] = token, replied
+            row["segments"][at], row["positions"][at] = slot + 1, position
+            at += 1
+    return row
+
+
+def test_rows_with_pictures_are_those_of_plain_first_fit(pictured: Conversations) -> None:
+    order = grain.MapDataset.source(pictured).seed(0).shuffle().repeat()
+    numbers = [int(order[i]["picture"][0]) for i in range(700)]
+    assert sorted(numbers[:300]) == list(range(300))
+    items = list(itertools.islice(pictured, len(pictured)))
+    rows = [plain_row(items, row) for row in plain_rows(items, numbers)]
+    assert max(row["image_segments"].max() for row in rows) == ROW["pictures"]
+    made = iter(batches(pictured, **ROW))
+    for first in range(0, len(rows), ROW["batch_size"]):
+        wanted = rows[first : first + ROW["batch_size"]]
+        wanted = {name: np.stack([row[name] for row in wanted]) for name in wanted[0]}
+        batch = next(made)
+        assert same(wanted, batch)
+        assert {n: x.dtype for n, x in batch.items()} == {n: x.dtype for n, x in wanted.items()}
+    assert len(rows) > 200
+
+
+def image_of(segment: int, segments: np.ndarray, images: np.ndarray) -> bytes:
+    (slot,) = np.flatnonzero(segments == segment)
+    return images[slot].tobytes()
+
+
+def shown(batch: dict[str, np.ndarray]) -> list[tuple[bytes, tuple]]:
+    """(picture, tokens) of each conversation of a batch."""
+    pictures = [
+        image_of(segment, *row)
+        for *row, segments in zip(
+            batch["image_segments"], batch["images"], batch["segments"], strict=True
+        )
+        for segment in range(1, segments.max() + 1)
+    ]
+    assert (batch["image_segments"].max(1) == batch["segments"].max(1)).all()
+    return list(zip(pictures, (tokens for tokens, _ in unpacked(batch)), strict=True))
+
+
+KNOWN = {decoded(example["image"]).tobytes(): i for i, example in enumerate(PICTURED)}
+
+
+def test_every_conversation_travels_with_its_picture(pictured: Conversations) -> None:
+    assert len(KNOWN) == len(PICTURED)  # jitter makes every picture another one
+    made, seen = iter(batches(pictured, **ROW)), set()
+    while len(seen) < len(PICTURED):
+        for picture, tokens in shown(next(made)):
+            seen.add(KNOWN[picture])
+            assert tokens == tuple(pictured[KNOWN[picture]]["tokens"])
+
+
+def test_processes_share_the_pictures(pictured: Conversations) -> None:
+    shares = []
+    for index in range(3):
+        made, found = iter(batches(pictured, **ROW, index=index, count=3)), set()
+        for batch in itertools.islice(made, 20):
+            found |= {KNOWN[picture] for picture, _ in shown(batch)}
+        shares.append(found)
+    assert shares == [set(range(index, len(PICTURED), 3)) for index in range(3)]
+
+
+@pytest.mark.parametrize("done", [0, 1, 5, 40])
+def test_pictures_continue_with_the_very_next_batch(pictured: Conversations, done: int) -> None:
+    made = iter(batches(pictured, **ROW))
+    for _ in range(done):
+        next(made)
+    state = json.loads(json.dumps(made.get_state()))
+    wanted = list(itertools.islice(made, 12))
+    resumed = iter(batches(pictured, **ROW))
+    resumed.set_state(state)
+    assert all(same(a, b) for a, b in zip(wanted, itertools.islice(resumed, 12), strict=True))
+
+
+def test_pictures_are_decoded_only_when_they_are_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    done = []
+    monkeypatch.setattr(pipeline, "decoded", lambda png: done.append(png) or decoded(png))
+    made = iter(batches(tokenized(PICTURED, TINY), **ROW))
+    assert not done
+    for batch in itertools.islice(made, 3):
+        assert len(done) == (batch["image_segments"] > 0).sum()
+        done.clear()
+
+
+def test_an_image_token_begins_each_conversation_and_is_never_replied(
+    pictured: Conversations,
+) -> None:
+    (image,) = encode(TINY, [IMAGE])[0]
+    for item, example in zip(pictured, PICTURED, strict=True):
+        assert (item["tokens"] == image).sum() == 1
+        assert not item["replied"][item["tokens"] == image].any()
+        text = render(TINY, template.chat(example["contents"]), False)
+        assert item["tokens"].tolist() == encode(TINY, [text])[0]
+
+
+def test_texts_have_no_pictures(conversations: Conversations) -> None:
+    plain, asked = iterator(conversations), iterator(conversations, pictures=1)
+    for _ in range(5):
+        batch = next(plain)
+        assert same(batch, next(asked)) and "images" not in batch
+
+
+def with_turn(turn: int, text: str, example: dict) -> dict:
+    contents = [*example["contents"]]
+    contents[turn] = text
+    return example | {"contents": contents}
+
+
+@pytest.mark.parametrize(
+    ("turn", "text", "message"),
+    [
+        (-1, f'{{"cards": ["{IMAGE}"]}}', "example 3: the reply .* must not contain"),
+        (-1, IMAGE, "example 3: the reply .* must not contain"),
+        (0, "cards?", "example 3: the prompt 'cards.' must start with"),
+        (0, f"cards? {IMAGE}", "example 3: the prompt .* must start with"),
+        (0, f"{IMAGE}cards? {IMAGE}", "example 3: the prompt .* must start with"),
+    ],
+)
+def test_image_tokens_out_of_place_are_refused(turn: int, text: str, message: str) -> None:
+    examples = [*PICTURED[:3], with_turn(turn, text, PICTURED[3]), *PICTURED[4:9]]
+    with pytest.raises(TemplateError, match=message):
+        tokenized(examples, TINY)
+    with pytest.raises(TemplateError, match="the prompt .* must not contain"):
+        tokenized([EXAMPLES[0], {"contents": PICTURED[0]["contents"]}], TINY)
+    told = with_turn(-2, f"No {IMAGE}", next(e for e in EXAMPLES if e["errors"]))
+    with pytest.raises(TemplateError, match="example 1: the feedback .* must not contain"):
+        tokenized([EXAMPLES[0], told], TINY)
+
+
+def test_pictures_that_cannot_be_are_refused(pictured: Conversations) -> None:
+    with pytest.raises(ValueError, match="pictures: given 0"):
+        batches(pictured, **ROW | {"pictures": 0})
+    with pytest.raises(TemplateError, match="no '<|image|>'"):
+        tokenized(PICTURED, llama_like())
+    drawn = [e | {"image": decoded(e["image"])} for e in PICTURED[:5]]
+    with pytest.raises(ValueError, match="given as ndarray, allowed: PNG bytes"):
+        tokenized(drawn, TINY)
+    other = PICTURED[4] | {"image": encoded(np.zeros((48, 50, 3), np.uint8))}
+    mixed = tokenized([*PICTURED[:4], other], TINY)
+    with pytest.raises(ValueError, match=r"example 4: .* \(48, 50, 3\), allowed: \(48, 48, 3\)"):
+        next(iter(batches(mixed, **ROW)))

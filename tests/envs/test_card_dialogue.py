@@ -14,7 +14,7 @@ from gp_virl.text.prompts import BRIEF, FULL, from_fields
 from gp_virl.text.template import TemplateError, encode, render
 from gp_virl.text.tokenizer import tiny
 from gp_virl.types import Context
-from tests.text.bpe import llama_like
+from tests.text.bpe import llama_like, llama_vision_like
 
 FACE_TEN, FACE_RANK = cards.face_rule("face_ten"), cards.face_rule("face_rank")
 TINY = tiny()
@@ -53,12 +53,20 @@ def scattered(numbers: list[int], size: int, draw: random.Random) -> jnp.ndarray
     return jnp.array(row)
 
 
+TOKENIZERS = {
+    "tiny": (TINY, False),
+    "llama_like": (llama_like(), False),
+    "tiny, pictures": (TINY, True),
+    "llama_vision_like, pictures": (llama_vision_like(), True),
+}
+
+
 @pytest.mark.parametrize("wording", [BRIEF, FULL], ids=["brief", "full"])
-@pytest.mark.parametrize("tokenizer", [TINY, llama_like()], ids=["tiny", "llama_like"])
+@pytest.mark.parametrize(("tokenizer", "pictured"), TOKENIZERS.values(), ids=TOKENIZERS)
 def test_composed_conversations_are_the_chat_templates(
-    tokenizer: PreTrainedTokenizerBase, wording
+    tokenizer: PreTrainedTokenizerBase, pictured: bool, wording
 ) -> None:
-    dialogue = CardDialogue.build(tokenizer, wording, FACE_RANK, 24)
+    dialogue = CardDialogue.build(tokenizer, wording, FACE_RANK, 24, pictured)
     draw = random.Random(1)
     for _ in range(25):
         ranks = [draw.randrange(13) for _ in range(4)]
@@ -89,6 +97,10 @@ def test_composed_conversations_are_the_chat_templates(
             messages.append({"role": "user", "content": text})
         whole = encode(tokenizer, [render(tokenizer, messages, True)])[0]
         assert context.tokens[: int(context.length)].tolist() == whole
+        image = tokenizer.get_vocab().get("<|image|>")
+        assert whole.count(image) == pictured and dialogue.image_token == (
+            image if pictured else None
+        )
 
 
 def with_reply(context: Context, tokens: list[int]) -> Context:
@@ -129,6 +141,23 @@ def test_ids_of_the_tiny_tokenizer() -> None:
     assert (
         dialogue.context_limit(40, 3) == dialogue.prompt_limit + 120 + 2 * dialogue.feedback_limit
     )
+
+
+@pytest.mark.parametrize("wording", [BRIEF, FULL], ids=["brief", "full"])
+def test_beside_a_picture_every_hand_has_the_same_prompt(wording) -> None:
+    dialogue = CardDialogue.build(TINY, wording, FACE_TEN, 24, pictured=True)
+    ranks = jnp.array([[0, 1, 2, 3], [12, 12, 5, 9]], jnp.int32)
+    first, second = (compose(dialogue.pieces, hand, 512) for hand in ranks)
+    assert (first.tokens == second.tokens).all() and first.length == dialogue.prompt_limit
+    told = "J=10, Q=10, K=10: make 24" if wording is BRIEF else "J counts as 10, Q counts as 10"
+    assert told in TINY.decode(first.tokens[: int(first.length)])
+    assert dialogue.prompt_text(["A", "2", "3", "4"]) == dialogue.prompt_text(["K"] * 4)
+    assert dialogue.prompt_text([]).startswith("<|image|>")
+
+
+def test_pictures_need_a_vision_models_tokenizer() -> None:
+    with pytest.raises(TemplateError, match=r"<\|image\|> as .*, not as one special token"):
+        CardDialogue.build(llama_like(), BRIEF, FACE_TEN, 24, pictured=True)
 
 
 def test_two_rules_share_a_compiled_program() -> None:

@@ -13,6 +13,7 @@ from gp_virl.envs import cards
 from gp_virl.envs.api import Task
 from gp_virl.envs.card_dialogue import CardTexts
 from gp_virl.envs.card_game import CardGame
+from gp_virl.envs.card_images import CardTable
 from gp_virl.envs.formulas import solve
 from gp_virl.envs.general_points import OUTCOMES, new_state
 from gp_virl.text.prompts import BRIEF, FULL
@@ -34,6 +35,11 @@ CONFIG = EnvConfig(
     hands="all",
     held_out=0.1,
     seed=0,
+    modality="text",
+    image_size=48,
+    jitter_shift=0.0,
+    jitter_scale=0.0,
+    recognition="replaces",
     rewards=Rewards(**REWARDS, unrecognized=-1.5, exceeded=-0.75),
 )
 T, BYTES = 64, 160
@@ -164,6 +170,61 @@ def test_an_answer_field_is_not_found_around_the_ends_of_what_is_read() -> None:
     got = answer_start(game, tokens, length)
     assert got[0] == length[0]
     assert got[1] < length[1]
+
+
+PICTURED = dataclasses.replace(CONFIG, modality="image", suits="black", jitter_shift=0.05)
+
+
+def test_a_picture_of_the_hand_stands_in_for_its_names() -> None:
+    game = CardGame.build(PICTURED, TINY, BRIEF, T, BYTES)
+    assert isinstance(game, Task)
+    state = jax.vmap(game.reset)(jax.random.split(jax.random.key(5), 4))
+    blank = Context(jnp.zeros((4, game.context_limit), jnp.int32), jnp.zeros(4, jnp.int32))
+    context = observe(game, state, blank)
+    text = CardTexts(BRIEF, cards.face_rule("face_rank"), 24, pictured=True).prompt_text([])
+    for lane in range(4):
+        whole = np.asarray(context.tokens[lane, : context.length[lane]]).tolist()
+        assert whole == spliced(TINY, [text], [])
+        assert whole.count(int(game.image_token)) == 1
+    pictures = jax.jit(jax.vmap(lambda s: game.picture(game.scene(s))))(state)
+    assert pictures.shape == (4, 48, 48, 3) and pictures.dtype == jnp.uint8
+    compose = jax.jit(CardTable.build(48).compose)
+    for lane in range(4):
+        scene = jax.tree.map(lambda leaf, lane=lane: leaf[lane], state.scene)
+        assert (pictures[lane] == compose(scene)).all()
+        assert (scene.ranks == state.ranks[lane]).all()
+        assert float(jnp.abs(scene.shift).max()) > 0
+
+
+def test_a_text_game_has_no_pictures() -> None:
+    game = GAMES["brief"][2]
+    state = game.reset(jax.random.key(0))
+    assert game.scene(state) is None and game.picture(None) is None and game.image_token is None
+
+
+def test_the_named_cards_are_judged_and_told_wrong() -> None:
+    game = CardGame.build(PICTURED, TINY, BRIEF, T, BYTES)
+    texts = CardTexts(BRIEF, cards.face_rule("face_rank"), 24, pictured=True)
+    state = start_of(jnp.array([[0, 1, 2, 3]] * 3, jnp.int32))
+    sayings = [(["3", "2", "A", "4"], True), (["A", "2", "3", "K"], True), (["A"] * 4, False)]
+    replies = [texts.expert_reply(s, [1, 2, 3, 4], "1*2*3*4", 24) for s, _ in sayings]
+    tokens, length = said(TINY, replies, [ended for _, ended in sayings])
+    context = Context(jnp.zeros((3, game.context_limit), jnp.int32), jnp.zeros(3, jnp.int32))
+    context = with_replies(observe(game, state, context), tokens, length)
+    state, verdict = judge(game, state, tokens, length)
+    assert verdict.recognized.tolist() == [True, False, False]
+    assert verdict.reward.tolist() == [5.0, -1.5, -1.5]
+    assert verdict.solved.tolist() == verdict.terminated.tolist() == [True, False, False]
+    context = observe(game, state, context)
+    for lane in (1, 2):
+        whole = np.asarray(context.tokens[lane, : context.length[lane]]).tolist()
+        reply = np.asarray(tokens[lane, : length[lane]]).tolist()
+        assert whole == spliced(TINY, [texts.prompt_text([]), "Unrecognized"], [reply])
+
+
+def test_a_picture_that_is_too_small_is_named() -> None:
+    with pytest.raises(ValueError, match="picture size: given 8 pixels"):
+        CardGame.build(dataclasses.replace(PICTURED, image_size=8), TINY, BRIEF, T, BYTES)
 
 
 def test_what_lies_behind_the_bytes_read_does_not_count() -> None:

@@ -45,18 +45,23 @@ def tables(draw) -> tuple[list[list[int]], list[bool]]:
     return rows, draw(st.lists(st.booleans(), min_size=hands, max_size=hands))
 
 
+def of_game(table, common, groups):
+    """Records of a game in which the right reply ends the episode."""
+    outcome = np.array(table)
+    return list(records(outcome, outcome == 2, outcome == 0, NAMES, common, groups))
+
+
 @given(tables())
 def test_records_against_plain_counting(case) -> None:
     rows, members = case
     groups = {"": np.ones(len(rows), bool), "_seen": np.array(members)}
-    got = list(records(np.array(rows), NAMES, COMMON, groups))
+    got = of_game(rows, COMMON, groups)
     want = plain(rows, [True] * len(rows), "") + plain(rows, members, "_seen")
     assert got == want
 
 
 def test_by_hand() -> None:
-    table = np.array([[0, -1], [1, 0], [2, 2], [1, 1]])
-    found = list(records(table, NAMES, COMMON, {"": np.ones(4, bool)}))
+    found = of_game([[0, -1], [1, 0], [2, 2], [1, 1]], COMMON, {"": np.ones(4, bool)})
     shares = {(r["metric"], r["tries"]): (r["value"], r["n"]) for r in found}
     assert shares == {
         ("success", 1): (0.25, 4),
@@ -73,6 +78,28 @@ def test_by_hand() -> None:
 
 def test_one_try_is_recorded_once_and_empty_groups_not_at_all() -> None:
     groups = {"": np.ones(2, bool), "_none": np.zeros(2, bool)}
-    found = list(records(np.array([[0], [2]]), NAMES, {}, groups))
+    found = of_game([[0], [2]], {}, groups)
     assert [(r["metric"], r["tries"]) for r in found].count(("success", 1)) == 1
     assert not any(r["metric"].endswith("_none") for r in found)
+
+
+def test_steps_and_recognition_by_hand() -> None:
+    """Three routes of two or more steps; a right reply leads on, a wrong one may be revised."""
+    outcome = np.array([[0, 0, -1, -1], [1, 0, 0, -1], [0, 1, 2, -1]])
+    solved = np.zeros((3, 4), bool)
+    solved[0, 1] = solved[1, 2] = True
+    seen = np.array([[1, 0, 1, 1], [0, 1, 1, 0], [1, 1, 0, 1]], bool)
+    everyone = {"": np.ones(3, bool)}
+    found = records(outcome, seen, solved, NAMES, COMMON, everyone, ("per_step", "recognition"))
+    shares = {(r["metric"], r["tries"]): (r["value"] * r["n"], r["n"]) for r in found}
+    assert shares == {
+        ("success", 1): (1, 3),
+        ("success", 4): (2, 3),
+        ("per_step", 1): (pytest.approx(4), 6),  # of which replies 1:0 and 2:1 are wrong
+        ("per_step", 4): (5, 8),
+        ("recognition", 1): (4, 6),
+        ("recognition", 4): (5, 8),
+        ("outcome_solved", 4): (5, 8),
+        ("outcome_wrong_value", 4): (2, 8),
+        ("outcome_illegal", 4): (1, 8),
+    }

@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import pytest
 
 from configs.gp_l import get_config
@@ -75,12 +76,18 @@ def test_an_unknown_show_is_refused(tmp_path) -> None:
         labs.open_writer(tmp_path, ("tensorbord",))
 
 
-def test_parameters_that_a_text_token_meets() -> None:
-    """Four self-attention layers, two norms each, the last norm and the head; nothing else."""
+def test_parameters_that_are_counted() -> None:
+    """Four self-attention layers, two norms each, the last norm and the head; with images more."""
     config = preset("tiny")
     wide, deep = config.hidden_size, config.intermediate_size
     heads = config.num_attention_heads * config.head_dim
     kv = config.num_key_value_heads * config.head_dim
     layer = 2 * wide * heads + 2 * wide * kv + 3 * wide * deep + 2 * wide
     want = 4 * layer + wide + wide * config.vocab_size
-    assert labs.text_parameters(mllama.abstract(config)[1]) == want
+    assert labs.counted_parameters(mllama.abstract(config)[1], config) == want
+    seeing = preset("tiny", images=True)
+    shapes = mllama.abstract(seeing)[1]
+    cross = layer + 2 * config.head_dim + 2
+    tower = sum(x.size for x in jax.tree.leaves(shapes["vision_model"]))
+    projector = sum(x.size for x in jax.tree.leaves(shapes["multi_modal_projector"]))
+    assert labs.counted_parameters(shapes, seeing) == want + cross + tower + projector

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from gp_virl.metrics import jsonl_writer
+from gp_virl.plots.paper import TASKS
 from launch.plot import main
-from tests.plots.synthetic import study
+from tests.plots.synthetic import study, task_study, write_study
 from tests.plots.test_transcripts import entry
 
 
@@ -41,6 +42,25 @@ def test_runs_of_several_seeds_are_drawn_together(tmp_path: Path) -> None:
     assert "deviation of 2 seeds" in out.read_text()
 
 
+@pytest.mark.parametrize("kind", ["fig1", "fig5", "fig6", "fig7", "fig8", "fig18"])
+def test_every_figure_is_drawn_from_studies_of_several_tasks(tmp_path: Path, kind: str) -> None:
+    tasks = ("virl_vl", "gp_vl", "gp_l")
+    runs = [str(write_study(task_study(task), tmp_path / task)) for task in tasks]
+    out = tmp_path / "a.svg"
+    assert main([kind, *runs, "--out", str(out), "--tries", "all", "--title", "Imagined"]) == 0
+    drawn, both = out.read_text(), {"GP-VL", "V-IRL-VL"}
+    shown = {"fig7": both, "fig8": {"GP-VL"}, "fig18": set()}.get(kind, both | {"GP-L"})
+    assert "Imagined" in drawn and "2 tries" in drawn
+    assert {name for name in TASKS.values() if f"{name}, imagined: " in drawn} == shown
+
+
+def test_the_task_of_a_run_that_tells_none_can_be_given(tmp_path: Path) -> None:
+    out = tmp_path / "a.svg"
+    path = str(run(tmp_path / "run"))
+    assert main(["fig6", path, "--out", str(out), "--task", "gp_l"]) == 0
+    assert "GP-L" in out.read_text()
+
+
 def test_a_page_of_transcripts_is_written(tmp_path: Path) -> None:
     (tmp_path / "transcripts.jsonl").write_text(json.dumps(entry()) + "\n")
     out = tmp_path / "page.html"
@@ -55,6 +75,11 @@ def test_a_page_of_transcripts_is_written(tmp_path: Path) -> None:
         (["fig5", "run", "--out", "a.docx"], "must be one of .png, .pdf, .svg"),
         (["fig5", "run", "--out", "a.png", "--ood", "visual_ood"], "split=visual_ood"),
         (["fig6", "run", "--out", "a.png", "--tries", "5"], "tries=5"),
+        (["fig6", "run", "--out", "a.png", "--task", "virl_l"], "metric=per_step"),
+        (["fig1", "run", "--out", "a.png"], "this run: not in this figure"),
+        (["fig7", "run", "--out", "a.png"], "python -m launch.study --config=configs/gp_vl.py"),
+        (["fig8", "run", "--out", "a.png"], "needed: recognition and success of GP-VL"),
+        (["fig18", "run", "--out", "a.png"], "python -m launch.study --config=configs/virl_vl"),
         (["transcripts", "run", "--out", "a.html"], "transcripts.jsonl is not there"),
     ],
 )
@@ -73,3 +98,7 @@ def test_the_command_line_names_what_it_takes(capsys) -> None:
     with pytest.raises(SystemExit):
         main(["fig99", "run", "--out", "a.png"])
     assert "fig5" in capsys.readouterr().err
+    for tries in ("0", "-1", "some"):
+        with pytest.raises(SystemExit):
+            main(["fig5", "run", "--out", "a.png", "--tries", tries])
+        assert "all" in capsys.readouterr().err

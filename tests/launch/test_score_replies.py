@@ -24,26 +24,31 @@ def launched(*arguments: str | Path) -> subprocess.CompletedProcess:
     )
 
 
-def scored(*changes: dict) -> list[dict]:
+def scored(*changes: dict, task: str = "gp_l") -> list[dict]:
     content = "\n".join(json.dumps(GOOD | change) for change in changes)
-    return score_replies.score(score_replies.read_lines(content.encode()))
+    return score_replies.score(score_replies.read_lines(content.encode()), task)
 
 
-def test_golden_language_cases_through_the_command(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("task", "modality", "count"), [("gp_l", "language", 311), ("gp_vl", "vision", 289)]
+)
+def test_golden_cases_through_the_command(
+    tmp_path: Path, task: str, modality: str, count: int
+) -> None:
     out = tmp_path / "out.jsonl"
-    done = launched("--task=gp_l", GOLDEN, out)
+    done = launched(f"--task={task}", GOLDEN, out)
     assert done.returncode == 0, done.stderr
     cases = [json.loads(line) for line in GOLDEN.read_text().splitlines()]
     results = [json.loads(line) for line in out.read_text().splitlines()]
     assert [result["id"] for result in results] == [case["id"] for case in cases]
     assert {tuple(result) for result in results} == {("id", "outcome", "reward", "feedback")}
     assert os.listdir(tmp_path) == ["out.jsonl"]
-    language = 0
+    judged = 0
     for case, result in zip(cases, results, strict=True):
-        if case["modality"] == "language":
-            language += 1
+        if case["modality"] == modality:
+            judged += 1
             assert result["reward"] in (case["reward"], *case.get("also_accepted", ())), case
-    assert language == 311
+    assert judged == count
 
 
 def test_feedback_names_what_was_wrong() -> None:
@@ -62,6 +67,16 @@ def test_feedback_names_what_was_wrong() -> None:
     assert "17" in results[1]["feedback"]
     assert "97" in results[2]["feedback"]
     assert "13" in results[5]["feedback"]
+
+
+def test_cards_count_only_where_they_are_seen() -> None:
+    said = [{"reply": '"cards": ["K", "4", 2, "A"], ' + GOOD["reply"]}, {}]
+    said += [{"reply": '"cards": ["K", "4", "A"]'}]
+    results = scored(*said, task="gp_vl")
+    assert [result["outcome"] for result in results] == ["solved", *["unrecognized"] * 2]
+    assert [result["reward"] for result in results] == [5, -1.5, -1.5]
+    assert "not the cards" in results[1]["feedback"]
+    assert [result["outcome"] for result in scored(*said)] == ["solved", "solved", "illegal"]
 
 
 def test_replies_of_any_length_and_any_characters() -> None:

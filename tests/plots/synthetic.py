@@ -1,11 +1,16 @@
-"""Records of an imagined study, for the tests of plots; none of its numbers were measured."""
+"""Records of imagined studies, for the tests of plots; none of their numbers were measured."""
 
+import dataclasses
+import json
 import math
+from pathlib import Path
 
 import numpy as np
 
 from gp_virl.evals.scores import wilson
+from gp_virl.metrics import jsonl_writer
 from gp_virl.plots.results import Record
+from gp_virl.plots.studies import Study
 
 INIT_FLOPS = 1.2e13
 # (value at the end of training, share of it that comes with the first tenth), by branch and split
@@ -59,3 +64,35 @@ def study(seeds: int = 1, points: int = 9, control: bool = True, held_out: bool 
                     flops = INIT_FLOPS + length * t * (1 + 0.01 * seed)
                     records.append(measured(branch, split, value, flops, 20 * point, seed))
     return records
+
+
+def task_study(task: str, seeds: int = 1, points: int = 6, control: bool = False) -> Study:
+    """A study that writes what this task's does: also seeing, single steps and the other look."""
+    noise = np.random.default_rng(len(task))
+    picture, route = task.endswith("_vl"), task.startswith("virl")
+    metrics = ["success", *["per_step"] * route, *["recognition"] * (task == "gp_vl")]
+    records = []
+    for one in study(seeds, points, control, held_out=False):
+        splits = [one.split, *["visual_ood"] * (picture and one.split == "rule_ood")]
+        for split in splits:
+            for metric in metrics:
+                level = {"success": 0.8, "per_step": 1.0, "recognition": 0.9}[metric]
+                shift = 0.05 * (split == "visual_ood") + noise.normal(0, 0.01)
+                value = min(max(level * one.value + shift, 0.0), 1.0)
+                for tries, gain in ((1, 0.0), (2, 0.3)):
+                    better = value + gain * (1 - value)
+                    about = (one.branch, split, better, one.compute_flops, one.updates, one.seed)
+                    n = 2048 if metric == "success" else 7000 + one.updates
+                    record = measured(*about, n)
+                    records.append(dataclasses.replace(record, metric=metric, tries=tries))
+    return Study(task, "imagined", records)
+
+
+def write_study(study: Study, directory: Path) -> Path:
+    """The study's run directory."""
+    writer = jsonl_writer(directory / "metrics.jsonl")
+    for one in study.records:
+        writer.write({"kind": "eval", **dataclasses.asdict(one)})
+    about = {"task": study.task, "scale": study.scale}
+    (directory / "summary.json").write_text(json.dumps(about))
+    return directory

@@ -8,7 +8,9 @@ from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 
 from gp_virl.plots.curves import chosen, curve, smooth
-from gp_virl.plots.figures import NAMES, PAPER, fig5, fig6
+from gp_virl.plots.figures import fig5, fig6
+from gp_virl.plots.look import NAMES
+from gp_virl.plots.paper import PAPER
 from gp_virl.plots.results import ResultsError
 from tests.plots.synthetic import INIT_FLOPS, study
 

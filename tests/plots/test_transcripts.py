@@ -1,10 +1,13 @@
 """The page of transcripts: well-formed, self-contained, and safe against what models write."""
 
+import base64
+import io
 import json
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from gp_virl.plots.results import ResultsError
 from gp_virl.plots.transcripts import OUTCOMES, page, read_transcripts, transcript
@@ -35,7 +38,7 @@ def entry(branch: str = "rl", solved: bool = True, reply: str = "(10-4)*(8-4)=24
 class Reader(HTMLParser):
     """Collects tags with attributes and the text of <pre>; fails if tags don't nest."""
 
-    VOID = ("meta",)
+    VOID = ("meta", "img")
 
     def __init__(self, text: str) -> None:
         super().__init__(convert_charrefs=True)
@@ -108,6 +111,76 @@ def test_the_page_needs_nothing_from_outside() -> None:
     assert all(f"section.o-{name}{{" in text for name in OUTCOMES)
 
 
+def png(width: int, height: int, colour: str = "green") -> str:
+    file = io.BytesIO()
+    Image.new("RGB", (width, height), colour).save(file, format="PNG")
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def images(one: dict) -> list[dict]:
+    return Reader(page([transcript(one)])).named("img")
+
+
+def test_a_picture_stands_in_the_first_user_message() -> None:
+    given = entry() | {"image": png(300, 200)}
+    text = page([transcript(given)])
+    assert text.index("<img") < text.index("Cards: 10 4 8 4") and text.count("<img") == 1
+    (shown,) = images(given)
+    assert shown["src"] == f"data:image/png;base64,{given['image']}"
+    assert shown["alt"] == "cards 10, 4, 8, 4, 300 by 200 pixels"
+    assert (shown["width"], shown["height"], "class" in shown) == ("300", "200", False)
+
+
+def test_a_small_picture_is_magnified_by_a_whole_factor() -> None:
+    (shown,) = images(entry() | {"image": png(48, 32)})
+    assert (shown["width"], shown["height"], shown["class"]) == ("240", "160", "pixels")
+    assert "img.pixels{image-rendering:pixelated}" in page([])
+
+
+def test_pictures_of_a_list_belong_to_their_messages() -> None:
+    first, second = png(8, 8, "red"), png(8, 8, "blue")
+    given = entry() | {"image": [first, None, second, None], "hand": []}
+    read = transcript(given)
+    assert [m.picture is not None for m in read.messages] == [True, False, True, False]
+    shown = images(given)
+    assert [one["src"].partition(",")[2] for one in shown] == [first, second]
+    assert shown[0]["alt"].startswith("what the model sees, 8 by 8")
+
+
+def test_text_around_a_picture_is_escaped() -> None:
+    read = Reader(page([transcript(entry() | {"image": png(4, 4), "hand": [EVIL]})]))
+    assert read.named("img")[0]["alt"] == f"cards {EVIL}, 4 by 4 pixels"
+    assert not any("onclick" in attrs for _, attrs in read.tags)
+
+
+def test_a_reply_shows_the_cards_it_sees() -> None:
+    given = entry()
+    given["messages"][1] |= {"cards": ["10", "<b>"], "recognized": False}
+    given["messages"][3] |= {"cards": ["10", "4", "8", "4"], "recognized": True}
+    text = page([transcript(given)])
+    Reader(text)
+    assert text.count("class=seen") == 2
+    assert "sees <b class=card>10</b><b class=card>&lt;b&gt;</b> ✗ not recognized" in text
+    assert "<b class=card>4</b> ✓ recognized" in text
+    assert "class=seen" not in page([transcript(entry())])
+
+
+@pytest.mark.parametrize(
+    ("image", "named"),
+    [
+        ("no base64!", "file, line 3, image of message 0: needs a PNG file in base64"),
+        (base64.b64encode(b"GIF89a").decode(), "its bytes don't begin as a PNG's do"),
+        (png(4, 4)[:20], "image of message 0: needs a PNG"),
+        (7, "image of message 0: needs a PNG"),
+        ([png(4, 4)], "1 images for 4 messages"),
+        ([None, None, "x", None], "image of message 2"),
+    ],
+)
+def test_a_malformed_picture_is_named(image, named: str) -> None:
+    with pytest.raises(ResultsError, match=named):
+        transcript(entry() | {"image": image}, "file, line 3")
+
+
 def test_an_empty_page_is_a_page() -> None:
     assert Reader(page([])).named("article") == []
 
@@ -125,6 +198,11 @@ def test_transcripts_are_read_from_jsonl(tmp_path: Path) -> None:
         ({"messages": "hello"}, "must be lists"),
         ({"messages": [{"role": "user"}]}, "message 0: needs 'role' and 'content'"),
         ({"messages": [{"role": "tool", "content": ""}]}, "role must be one of"),
+        ({"messages": [{"role": "user", "content": "", "cards": 3}]}, "'cards' must be a list"),
+        (
+            {"messages": [{"role": "user", "content": "", "recognized": "yes"}]},
+            "'recognized' must be true, false or null, not 'yes'",
+        ),
     ],
 )
 def test_a_malformed_transcript_is_named(change: dict, named: str) -> None:

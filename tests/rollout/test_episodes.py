@@ -38,6 +38,11 @@ ENV = EnvConfig(
     hands="all",
     held_out=0.1,
     seed=0,
+    modality="text",
+    image_size=96,
+    jitter_shift=0.0,
+    jitter_scale=0.0,
+    recognition="replaces",
     rewards=Rewards(**REWARDS, unrecognized=-1.5, exceeded=-0.5),
 )
 TEXTS = CardTexts(BRIEF, cards.face_rule(ENV.rule), ENV.target)
@@ -117,13 +122,13 @@ def began(kind: str, lanes: int):
 
 @functools.partial(jax.jit, static_argnames=("kind", "turns"))
 def played(kind: str, lanes, how, turns: int):
-    return rollout(model(kind), game(), lanes, DEAL, DRAW, how, turns, T, CHUNK)
+    return rollout(model(kind), game(), lanes, DEAL, DRAW, how, turns, T, CHUNK, 1)
 
 
 @functools.partial(jax.jit, static_argnames=("kind", "hands", "lanes"))
 def scored(kind: str, how, hands: int, lanes: int):
     return outcomes(
-        model(kind), game(), DEAL, DRAW, how, hands, lanes, TURNS, game().context_limit, T, CHUNK
+        model(kind), game(), DEAL, DRAW, how, hands, lanes, TURNS, game().context_limit, T, CHUNK, 1
     )
 
 
@@ -136,7 +141,7 @@ def records(kind: str, greedy: bool = False, lanes: int = 6, turns: int = 7):
 
 def on_host(roll) -> dict[str, np.ndarray]:
     """The rollout's fields as NumPy arrays."""
-    return {name: np.asarray(x) for name, x in vars(roll).items()}
+    return {name: np.asarray(x) for name, x in vars(roll).items() if x is not None}
 
 
 @dataclasses.dataclass
@@ -182,6 +187,7 @@ def test_every_record_against_the_chat_template_and_the_slow_verifier(kind: str)
         assert game().outcomes[roll.outcome[r, lane]] == outcome
         assert (roll.reward[r, lane], roll.terminated[r, lane]) == (reward, over)
         assert not roll.truncated[r, lane] and roll.played[r, lane]
+        assert roll.closed[r, lane] == over and roll.solved[r, lane] == (outcome == "solved")
         seen.add(outcome)
         if over:
             talks[lane], coming = Talk(coming), coming + 1
@@ -189,6 +195,7 @@ def test_every_record_against_the_chat_template_and_the_slow_verifier(kind: str)
         wanted = after.context.tokens[lane, : after.context.length[lane]].tolist()
         assert wanted == talk.context()
         assert after.state.turn[lane] == len(talk.replies)
+        assert after.turn[lane] == len(talk.replies)
     assert after.episode.tolist() == [talk.episode for talk in talks] and after.next == coming
     assert coming >= 3 * lanes
     assert seen == (set(REWARDS) if kind == "parrot" else {"illegal"})
@@ -261,8 +268,11 @@ def test_an_episode_does_not_depend_on_the_lanes(kind: str, greedy: bool) -> Non
 @pytest.mark.parametrize("greedy", [True, False], ids=["greedy", "sampled"])
 def test_the_table_of_outcomes_equals_the_records(greedy: bool) -> None:
     hands = 10  # which 4 lanes don't divide
-    table, states = scored("parrot", GREEDY if greedy else WARM, hands, lanes=4)
+    tries, states = scored("parrot", GREEDY if greedy else WARM, hands, lanes=4)
+    table = tries.outcome
     assert table.shape == (hands, TURNS)
+    np.testing.assert_array_equal(tries.solved, table == 0)
+    np.testing.assert_array_equal(tries.recognized, table >= 0)
     keys = [jax.random.fold_in(DEAL, episode) for episode in range(hands)]
     assert states.ranks.tolist() == [game().reset(key).ranks.tolist() for key in keys]
     _, roll, _ = records("parrot", greedy)  # 7 turns of 6 lanes: two episodes at least of each

@@ -4,6 +4,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from transformers import PreTrainedTokenizerFast
 
 from gp_virl.text.prompts import BRIEF, FULL, SLOTS
+from gp_virl.text.template import IMAGE
 from gp_virl.text.tokenizer import SPECIAL
 
 LLAMA_SPLIT = (
@@ -18,6 +19,21 @@ LLAMA_TEMPLATE = """\
 {{- "Cutting Knowledge Date: December 2023\n" }}{{- "Today Date: " + date_string + "\n\n" }}
 {{- "<|eot_id|>" }}{%- for message in messages %}
 {{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' + message['content'] | trim }}
+{{- '<|eot_id|>' }}{%- endfor %}{%- if add_generation_prompt %}
+{{- '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{%- endif %}"""
+
+# As Llama 3.2 Vision's: contents may be parts, and with an image there is no system message.
+LLAMA_VISION_TEMPLATE = """\
+{{- bos_token }}{%- set seen = namespace(image=false) %}
+{%- for message in messages %}{%- for part in message['content'] %}
+{%- if part['type'] == 'image' %}{%- set seen.image = true %}{%- endif %}
+{%- endfor %}{%- endfor %}{%- if not seen.image %}
+{{- "<|start_header_id|>system<|end_header_id|>\n\n" }}
+{{- "Today Date: " + date_string + "\n\n<|eot_id|>" }}{%- endif %}{%- for message in messages %}
+{{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' }}
+{%- if message['content'] is string %}{{- message['content'] }}{%- else %}
+{%- for part in message['content'] %}
+{{- '<|image|>' if part['type'] == 'image' else part['text'] }}{%- endfor %}{%- endif %}
 {{- '<|eot_id|>' }}{%- endfor %}{%- if add_generation_prompt %}
 {{- '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{%- endif %}"""
 
@@ -51,3 +67,7 @@ def llama_like(
     )
     tokenizer.chat_template = template
     return tokenizer
+
+
+def llama_vision_like() -> PreTrainedTokenizerFast:
+    return llama_like(template=LLAMA_VISION_TEMPLATE, special=(*SPECIAL, IMAGE))

@@ -23,6 +23,16 @@ def test_the_reply_is_json_on_one_line(wording: Wording) -> None:
     assert json.loads(reply) == {"cards": [*"KQJA"], "number": [1, 2, 3, 4], "formula": "1+2=3"}
 
 
+def test_beside_a_picture_the_rule_is_told_and_no_card() -> None:
+    for wording in (FULL, BRIEF):
+        assert (
+            wording.prompt_image.startswith("<|image|>") and "{cards}" not in wording.prompt_image
+        )
+    shared = FULL.prompt[FULL.prompt.index("Rules:") : FULL.prompt.index("\n\nYour cards")]
+    assert shared in FULL.prompt_image and "read them from the picture" in FULL.prompt_image
+    assert FULL.prompt_image.endswith(FULL.prompt[FULL.prompt.index('"number", the list') :])
+
+
 def test_full_tells_the_rule_the_format_and_an_example() -> None:
     for said in ("{jack}", "{queen}", "{king}", "{target}", "{cards}", "exactly once"):
         assert said in FULL.prompt
@@ -45,6 +55,11 @@ def test_a_users_file_in_json_and_toml(tmp_path: Path) -> None:
         ({"prompt": "{cards} {jack} {queen} {king}"}, r"'prompt' lacks \{target\}"),
         ({"prompt": FIELDS["prompt"] + " {joker}"}, r"unknown slot \{joker\}; allowed: \{cards\}"),
         ({"wrong_value": "It is wrong"}, r"lacks \{value\}"),
+        ({"prompt_image": FIELDS["prompt_image"][9:]}, r"<\|image\|> must stand at the start of"),
+        ({"prompt_image": "<|image|> {jack}{queen}{king}{target}"}, "starts or ends with a blank"),
+        ({"prompt_image": FIELDS["prompt_image"] * 2}, "and nowhere else"),
+        ({"prompt_image": "<|image|>{cards}"}, r"unknown slot \{cards\}"),
+        ({"solved": "<|image|>Solved"}, "'solved': .* and nowhere else"),
         ({"illegal": "{value}?"}, r"unknown slot \{value\}; allowed: \{jack\}"),
         ({"illegal": " Illegal"}, "starts or ends with a blank"),
         ({"illegal": ""}, "empty"),

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from gp_virl.text import replies
+from gp_virl.envs import cards
+from gp_virl.text import card_list, replies
 from tests import oracle
 
 SIZE, BATCH = 96, 16
@@ -33,6 +34,10 @@ def plainly(text: bytes) -> list[int] | None:
         return oracle.Parser(text).numbers
     except oracle.Illegal:
         return None
+
+
+def counted(symbols: list[str]) -> list[int]:
+    return [symbols.count(symbol) for symbol in cards.SYMBOLS]
 
 
 bits = [b"1", b"24", b"007", b"+", b"-", b"*", b"/", b"\\/", b"(", b")", b"=", b" ", b"\\n", b"\\"]
@@ -100,6 +105,135 @@ def test_reading_rules(reply: str, numbers: list[int] | None) -> None:
     if numbers is not None:
         assert answer.count[0] == len(numbers)
         assert answer.numbers[0, : len(numbers)].tolist() == numbers
+
+
+card_bits = [symbol.encode() for symbol in cards.SYMBOLS] * 2
+card_bits += [
+    b"1",
+    b"0",
+    b"T",
+    b"k",
+    b"11",
+    b"\\",
+    b"\\n",
+    b"\xc2\xa0",
+    b"\xe2\x99\xa0",
+    b"c",
+    b"\x00",
+]
+card_bits += [b",", b", "] * 6 + [b'"', b"'", b'"', b"'", b" ", b"\n", b"[", b"]", b'"]', b"null"]
+card_bits += [b'"cards"', b"'cards'", b":", b'"cards": ["', b"'cards':['", b'"cards":', b'"cards']
+card_soup = st.lists(st.sampled_from(card_bits), max_size=24).map(b"".join)
+
+
+FAULTS = [
+    b"1 0",
+    b"1",
+    b"11",
+    b"102",
+    b"T",
+    b"k",
+    b"2A",
+    b"'2\"",
+    b"\"'2'",
+    b"''2",
+    b"2 3",
+    b"'2",
+    b"2'",
+]
+FAULTS += [b"", b"'", b"''", b"]", b"']", b"[2]", b"\\n2", b"\xe2\x99\xa02", b"null", b"\"'2'\""]
+
+
+@st.composite
+def card_lists(draw) -> bytes:
+    """A list of cards, after another perhaps, with one element broken or one byte changed."""
+    blank = st.sampled_from([b""] * 5 + [b" ", b"\n\t", b"\r "])
+    elements = []
+    for symbol in draw(st.lists(st.sampled_from(cards.SYMBOLS), max_size=5)):
+        quote = draw(st.sampled_from([b'"', b"'", b""]))
+        inner = [draw(blank) if quote else b"" for _ in range(2)]
+        element = quote + inner[0] + symbol.encode() + inner[1] + quote
+        elements.append(draw(blank) + element + draw(blank))
+    fate = draw(st.sampled_from(["sound", "sound", "element", "byte"]))
+    if fate == "element":
+        at = draw(st.integers(0, len(elements)))
+        elements[at : at + draw(st.integers(0, 1))] = [draw(st.sampled_from(FAULTS))]
+    text = b",".join(elements) + draw(st.sampled_from([b"", b"", b",", b", ", b" "]))
+    key = draw(st.sampled_from([b'"cards"', b"'cards'"])) + draw(blank) + b":" + draw(blank)
+    text = key + b"[" + text + b"]" + draw(st.sampled_from([b"", b"}", b"x]"]))
+    if fate == "byte":
+        at, new = draw(st.integers(0, len(text) - 1)), draw(st.sampled_from([b"", *card_bits]))
+        text = text[:at] + new + text[at + draw(st.integers(0, 1)) :]
+    before = [b"", b"", b'"cards": ["2", "3"], ', b"'cards': ['Q", b'"cards": ["J"', b'["K"], ']
+    return draw(st.sampled_from(before)) + text
+
+
+card_batches = st.lists(
+    st.one_of(card_lists(), card_soup, card_soup.map(lambda text: b'"cards": [' + text + b"]")),
+    min_size=BATCH,
+    max_size=BATCH,
+)
+
+
+@settings(max_examples=400)
+@given(card_batches.map(lambda texts: [text[:SIZE] for text in texts]))
+def test_the_named_cards_agree_with_the_oracle(texts: list[bytes]) -> None:
+    answer = parsed(texts)
+    for lane, text in enumerate(texts):
+        assert answer.named[lane].tolist() == counted(oracle.named_cards(text)), text
+
+
+@pytest.mark.parametrize(
+    ("reply", "named"),
+    [
+        ('"cards": ["K", "10", "2", "A"]', ["K", "10", "2", "A"]),
+        ("'cards':['K','10','2','A']", ["K", "10", "2", "A"]),
+        ('"cards": [K, 10, 2, A]', ["K", "10", "2", "A"]),
+        ('"cards" :\n[ "K ",\t10 , \' 2\',A,\r]', ["K", "10", "2", "A"]),
+        ('"cards": ["J", "J", "J"]', ["J", "J", "J"]),
+        ('"cards": ["2", "3"], "cards": ["Q"]', ["Q"]),
+        ('"cards": ["2", "3"], "cards": null', []),
+        ('"cards": ["2", "3"], "cards" ["Q"]', ["2", "3"]),
+        ('"cards": ["2", "3", "x"]', []),
+        ('"cards": ["2", "3", null]', []),
+        ('"cards": ["2", "3"', []),
+        ('"cards": ["2", "3\']', []),
+        ('"cards": ["2" "3"]', []),
+        ('"cards": ["2",, "3"]', []),
+        ('"cards": [,]', []),
+        ('"cards": []', []),
+        ('"cards": [["2", "3"]]', []),
+        ('"cards": "2, 3"', []),
+        ('"cards": ["k"]', []),
+        ('"cards": ["T"]', []),
+        ('"cards": ["1"]', []),
+        ('"cards": ["11"]', []),
+        ('"cards": ["100"]', []),
+        ('"cards": ["1 0"]', []),
+        ('"cards": ["02"]', []),
+        ('"cards": ["\u2660K"]', []),
+        ('"Cards": ["K"]', []),
+        ('["K"]', []),
+        ("", []),
+    ],
+)
+def test_reading_rules_of_cards(reply: str, named: list[str]) -> None:
+    assert parsed([reply.encode()]).named[0].tolist() == counted(named)
+    assert oracle.named_cards(reply.encode()) == named
+
+
+def test_the_ranks_of_a_list_are_the_decks() -> None:
+    assert len(cards.SYMBOLS) == card_list.RANKS
+    for rank, symbol in enumerate(cards.SYMBOLS):
+        answer = parsed([f'"cards": ["{symbol}"]'.encode()])
+        assert np.flatnonzero(answer.named[0]).tolist() == [rank]
+
+
+def test_a_reply_is_read_for_cards_and_formula_at_once() -> None:
+    text = b'{"cards": ["4", "A"], "formula": "4*1", "cards": ["5"]}'
+    answer = parsed([text, text[:37]])
+    assert answer.legal.tolist() == [True, False]
+    assert answer.named.tolist() == [counted(["5"]), counted(["4", "A"])]
 
 
 def test_operators_and_depths() -> None:

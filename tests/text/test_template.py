@@ -9,7 +9,7 @@ from gp_virl.text import template
 from gp_virl.text.template import Case, ChatGlue, ListTexts, Pieces, Slot, TemplateError
 from gp_virl.text.tokenizer import tiny
 from gp_virl.types import Context
-from tests.text.bpe import LLAMA_TEMPLATE, llama_like
+from tests.text.bpe import LLAMA_TEMPLATE, llama_like, llama_vision_like
 
 TINY = tiny()
 PIECES = [[5, 6, 7], [], [8], [9, 10], [], [11, 12, 13, 14]]
@@ -76,6 +76,32 @@ def test_chat_glue_of_llama_3_2_has_its_system_header() -> None:
     assert "Today Date: 26 Jul 2024\n\n<|eot_id|>" in glue.opening
     assert glue.end == "<|eot_id|>" and glue.next == "<|start_header_id|>user<|end_header_id|>\n\n"
     assert glue.asking == "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
+
+
+def test_an_image_at_the_start_of_a_content_reaches_the_template_as_a_part() -> None:
+    contents = ["<|image|>a", "<|imagine|>", "b <|image|>"]
+    text = template.render(llama_vision_like(), template.chat(contents), True)
+    head = "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n"
+    assert text.startswith(head + "<|image|>a<|eot_id|>") and "b <|image|><|eot_id|>" in text
+    plain = template.render(llama_vision_like(), template.chat(["a"]), True)
+    assert plain.startswith("<|begin_of_text|><|start_header_id|>system<|end_header_id|>")
+
+
+def test_chat_glue_beside_an_image_is_read_beside_an_image() -> None:
+    tokenizer = llama_vision_like()
+    glue, plain = ChatGlue.of(tokenizer, pictured=True), ChatGlue.of(tokenizer)
+    assert glue.opening == "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n"
+    assert "Today Date: 26 Jul 2024" in plain.opening
+    assert (glue.asking, glue.end, glue.next) == (plain.asking, plain.end, plain.next)
+    assert ChatGlue.of(TINY, pictured=True) == ChatGlue.of(TINY)
+
+
+@pytest.mark.parametrize(
+    "chat", [LLAMA_TEMPLATE, LLAMA_TEMPLATE.replace("message['content'] | trim", "message.content")]
+)
+def test_a_chat_template_without_images_is_named(chat: str) -> None:
+    with pytest.raises(TemplateError, match=r"prints an image part as <\|image\|>"):
+        ChatGlue.of(llama_like(template=chat), pictured=True)
 
 
 CHATML = (

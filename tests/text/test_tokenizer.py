@@ -24,7 +24,8 @@ def pieces(text: str) -> list[str]:
 def test_has_at_most_512_entries_and_llamas_special_tokens() -> None:
     assert len(TINY) <= 512
     assert max(TINY.get_vocab().values()) == len(TINY) - 1
-    for name in tokenizers.SPECIAL:
+    assert TINY.convert_tokens_to_ids(tokenizers.IMAGE) == len(TINY) - 1
+    for name in (*tokenizers.SPECIAL, tokenizers.IMAGE):
         token = TINY.convert_tokens_to_ids(name)
         assert encode(TINY, [f"a{name}b"])[0][1] == token
         assert token in TINY.all_special_ids or token in TINY.added_tokens_decoder
@@ -69,6 +70,7 @@ def test_every_byte_has_a_token() -> None:
         ("14 124 2024 07", ["1", "4", " ", "1", "2", "4", " ", *"2024", " ", *"07"]),
         ("1 2 11 12 24", ["1", " ", "2", " ", "11", " ", "12", " ", "24"]),
         ("K A, Q", ["K", " ", "A", ", ", "Q"]),
+        ("<|image|>cards with J=11", ["<|image|>", "cards", " with J=", "11"]),
         (
             '{"cards": ["K", "10"], "number": [10, 10], "formula": "2*7=24"}',
             ['{"cards": ["', "K", '", "', "10", '"], "number": [', "10", ", ", "10"]

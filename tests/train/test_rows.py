@@ -22,6 +22,7 @@ def made_up_rollout(seed: int, turns: int = 7, lanes: int = 5, size: int = 64, r
     roll["terminated"] = rng.random((turns, lanes)) < 0.4
     roll["truncated"] = ~roll["terminated"] & (rng.random((turns, lanes)) < 0.2)
     roll["played"] = np.ones((turns, lanes), bool)
+    roll |= {name: np.zeros((turns, lanes), bool) for name in ("solved", "recognized", "encoded")}
     roll["tokens"] = np.zeros((turns, lanes, size), np.int32)
     roll["logp"] = np.zeros((turns, lanes, reply), np.float32)
     for b in range(lanes):
@@ -38,7 +39,8 @@ def made_up_rollout(seed: int, turns: int = 7, lanes: int = 5, size: int = 64, r
                 talk = list(rng.integers(1, 99, rng.integers(3, 9)))
             else:
                 talk += list(rng.integers(1, 99, rng.integers(1, 4)))
-    return Rollout(**{name: jnp.asarray(x) for name, x in roll.items()})
+    roll["closed"] = roll["terminated"] | roll["truncated"]
+    return Rollout(**{name: jnp.asarray(x) for name, x in roll.items()}, scene=None)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -46,7 +48,7 @@ def test_every_turn_stands_once_with_its_own_numbers(seed):
     roll = made_up_rollout(seed)
     turns, lanes = roll.prompt.shape
     advantage = jax.random.normal(jax.random.key(seed), (turns, lanes))
-    rows = pack(roll, advantage, 2 * advantage, thought_coef=0.5, slots=8)
+    rows = pack(roll, advantage, 2 * advantage, thought_coef=0.5, slots=8, pictures=1)
     found = set()
     for n, k in zip(*np.nonzero(np.asarray(rows.live)), strict=True):
         at = np.flatnonzero(np.asarray(rows.slot[n]) == k)
@@ -78,8 +80,8 @@ def test_every_turn_stands_once_with_its_own_numbers(seed):
 def test_segments_are_whole_conversations(seed):
     roll = made_up_rollout(seed)
     zero = jnp.zeros(roll.prompt.shape)
-    rows = pack(roll, zero, zero, 1.0, slots=8)
-    ends = np.array(roll.terminated | roll.truncated)
+    rows = pack(roll, zero, zero, 1.0, slots=8, pictures=1)
+    ends = np.array(roll.closed)
     ends[-1] = True
     want = sorted(np.asarray(roll.prompt + roll.reply)[ends].tolist())
     got = []
@@ -92,11 +94,12 @@ def test_segments_are_whole_conversations(seed):
     assert not np.asarray(rows.segments[int(rows.count) :]).any()
 
 
-def test_first_fit_against_a_plain_loop():
+@pytest.mark.parametrize("most", [1, 2, 9])
+def test_first_fit_against_a_plain_loop(most):
     rng = np.random.default_rng(3)
     length = rng.integers(0, 40, 50) * (rng.random(50) < 0.7)
     turns = rng.integers(1, 4, 50)
-    got = first_fit(jnp.asarray(length), jnp.asarray(turns), size=64, slots=4)
+    got = first_fit(jnp.asarray(length), jnp.asarray(turns), size=64, slots=4, most=most)
     rows: list[list[int]] = []
     for m in range(50):
         if not length[m]:
@@ -105,6 +108,7 @@ def test_first_fit_against_a_plain_loop():
         fits = (
             i for i, row in enumerate(rows)
             if length[row].sum() + length[m] <= 64 and turns[row].sum() + turns[m] <= 4
+            and len(row) < most
         )  # fmt: skip
         place = next(fits, len(rows))
         if place == len(rows):
@@ -115,3 +119,33 @@ def test_first_fit_against_a_plain_loop():
         assert got.segment[m] == len(rows[place]) + 1
         rows[place].append(m)
     assert int(got.count) == len(rows)
+
+
+@pytest.mark.parametrize("pictures", [1, 2, 5])
+def test_each_conversation_keeps_its_image(pictures):
+    """Conversations may close before their episode ends; each has a scene of its own."""
+    roll = made_up_rollout(5)
+    rng = np.random.default_rng(0)
+    turns, lanes = roll.prompt.shape
+    closed = np.asarray(roll.closed)
+    # Number of the conversation, which its scene tells: turns of one conversation share it.
+    number = np.cumsum(np.pad(closed, ((1, 0), (0, 0)))[:-1], axis=0) * lanes + np.arange(lanes)
+    scene = {"a": number + 7, "b": rng.normal(size=(number.max() + 1, 2, 3))[number]}
+    roll = roll.replace(scene=jax.tree.map(jnp.asarray, scene))
+    zero = jnp.zeros(roll.prompt.shape)
+    rows = pack(roll, zero, zero, 1.0, slots=8, pictures=pictures)
+    ends = closed.copy()
+    ends[-1] = True
+    found = []
+    segments = np.asarray(rows.segments)
+    for n, p in np.argwhere(np.asarray(rows.image_segments) > 0):
+        segment = rows.image_segments[n, p]
+        which = int(rows.scene["a"][n, p]) - 7
+        r, b = np.argwhere((number == which) & ends)[0]
+        length = int(roll.prompt[r, b] + roll.reply[r, b])
+        columns = np.flatnonzero(segments[n] == segment)
+        np.testing.assert_array_equal(rows.tokens[n, columns], roll.tokens[r, b, :length])
+        np.testing.assert_allclose(rows.scene["b"][n, p], scene["b"][r, b], rtol=1e-6)
+        found.append(which)
+    assert sorted(found) == sorted(number[ends].tolist())
+    assert segments.max() <= pictures

@@ -113,7 +113,7 @@ def updated(config: PpoConfig, state=None, init=None, policy_on: float = 1.0):
     state = state or create(params, RULE)
     init = init or other(params, 0.02, seed=9)
     return jitted(config)(
-        state, init, roll(), jnp.asarray(noted().next_value), jax.random.key(1),
+        None, state, init, roll(), jnp.asarray(noted().next_value), jax.random.key(1),
         jnp.float32(HEAT), jnp.float32(policy_on),
     )  # fmt: skip
 
@@ -254,7 +254,7 @@ def test_kl_to_init_is_nothing_as_long_as_the_policy_is_init() -> None:
 def test_every_epoch_holds_every_row_once() -> None:
     config = dataclasses.replace(PPO, epochs=4, minibatches=3, microbatch=2)
     zero = jnp.zeros(roll().value.shape)
-    rows = jax.tree.map(lambda a: ppo._padded(a, 2), pack(roll(), zero, zero, 1.0, SLOTS))
+    rows = jax.tree.map(lambda a: ppo._padded(a, 2), pack(roll(), zero, zero, 1.0, SLOTS, 1))
     count = int(rows.count)
     orders, firsts, lasts = ppo._minibatches(jax.random.key(3), rows, config)
     assert orders.shape[0] == 12 and count % 3  # parts of different sizes
