@@ -149,9 +149,9 @@ def update(
 ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
     """All epochs of one PPO update; `policy_on` 0 trains the value head alone.
 
-    `task` is the one that was played, which draws its images again (None: there are none). Rows are packed once, shuffled
-    every epoch and cut into minibatches; each minibatch sums its gradients over microbatches, as
-    many as its rows need.
+    `task` is the one that was played, which draws its images again (None: there are none). Rows
+    are packed once, shuffled every epoch and cut into minibatches; each minibatch sums its
+    gradients over microbatches, as many as its rows need.
     """
     reward = roll.reward * config.reward_scale
     advantage = gae(
