@@ -6,9 +6,10 @@ that a first turn is under 70 tokens.
 """
 
 import itertools
+import json
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -75,22 +76,36 @@ def head_rows(tokenizer: PreTrainedTokenizerBase) -> int:
 
 def tiny() -> PreTrainedTokenizerFast:
     """The project's own tokenizer, at most 512 entries; the same one every time."""
+    return trained(_pattern(), _texts(), TINY_VOCABULARY)
+
+
+def trained(
+    pattern: str, texts: Iterator[str], size: int, whole: Sequence[str] = ()
+) -> PreTrainedTokenizerFast:
+    """A byte-level BPE of at most `size` entries with Llama 3's special tokens and chat format.
+
+    `pattern` is what is never merged with its neighbours, `texts` the corpus. Texts that are
+    `whole` and match the pattern become one token each, beyond `size`, without the entries that
+    merging them would take.
+    """
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(_pattern()), behavior="isolated"),
+            pre_tokenizers.Split(Regex(pattern), behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
     core.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=TINY_VOCABULARY - 1,
+        vocab_size=size - 1,
         min_frequency=2,
         special_tokens=list(SPECIAL),
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    core.train_from_iterator(_texts(), trainer)
+    core.train_from_iterator(texts, trainer)
+    if whole:
+        core.model = _with_entries(core, whole)
     # The last entry, as in Llama 3.2 Vision: the output head has no row for it.
     core.add_special_tokens([IMAGE])
     begin = SPECIAL[0]
@@ -108,6 +123,17 @@ def tiny() -> PreTrainedTokenizerFast:
         clean_up_tokenization_spaces=False,
         model_input_names=["input_ids", "attention_mask"],
     )
+
+
+def _with_entries(core: Tokenizer, texts: Sequence[str]) -> models.BPE:
+    """The tokenizer's model with an entry for each of the texts, which is used without merging."""
+    model = json.loads(core.to_str())["model"]
+    spell = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str
+    vocabulary = dict(model["vocab"])
+    for text in texts:
+        vocabulary.setdefault(spell(text)[0][0], len(vocabulary))
+    merges = [tuple(pair) for pair in model["merges"]]
+    return models.BPE(vocab=vocabulary, merges=merges, ignore_merges=True)
 
 
 def _phrases(wording: Wording) -> list[str]:

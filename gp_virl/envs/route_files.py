@@ -1,0 +1,168 @@
+"""Reads routes in the released V-IRL format: route_infos.json, its panoramas, street views.
+
+A folder of routes holds `route_infos.json`, and for the visual task `gps_pano_mapping.pkl` and
+`street_views/`. Files are data from strangers: everything that is read is checked, and all that is
+wrong is told at once, before any point is looked up.
+"""
+
+import json
+from pathlib import Path
+
+from gp_virl.envs import plain_pickle
+from gp_virl.envs.panorama_map import PanoramaMap, drawn_between
+from gp_virl.envs.route_fields import Draft, is_position, kind_of, read_draft
+from gp_virl.envs.routes import Place, Route, RouteError, waypoints_along
+
+ROUTES, PANORAMAS, VIEWS = "route_infos.json", "gps_pano_mapping.pkl", "street_views"
+PICTURE, ABOUT = ".jpg", ".metadata.json"
+SHOWN = 5  # wrong entries of a mapping that are named
+
+
+def read_routes(path: str | Path, max_straight: int, need_views: bool = False) -> list[Route]:
+    """The routes of a JSON file, of a folder that holds route_infos.json, or of such folders.
+
+    Where gps_pano_mapping.pkl lies beside the routes (or in the folder of folders), waypoints
+    between milestones are panoramas, else evenly spaced points; at most `max_straight` on a leg.
+    With street_views/ beside it, only panoramas with picture and metadata have a street view.
+    Raises RouteError with all that is wrong, also where a start or milestone has no street view,
+    or, with `need_views`, where there are no street views at all; ValueError for `max_straight`.
+    """
+    if type(max_straight) is not int or max_straight < 0:
+        raise ValueError(f"max_straight: given {max_straight!r}, allowed: an integer >= 0")
+    problems: list[str] = []
+    found: list[tuple[list[Draft], PanoramaMap | None]] = []
+    maps: dict[Path, PanoramaMap | None] = {}
+    for file, prefix, folder in _sources(Path(path), problems):
+        if folder not in maps:
+            maps[folder] = _read_panoramas(folder, need_views, problems)
+        found.append((_read_drafts(file, prefix, problems), maps[folder]))
+    if not problems and not any(drafts for drafts, _ in found):
+        problems.append(f"{path}: given no route, allowed: at least one")
+    if problems:
+        raise RouteError(path, problems)
+    routes = [
+        _placed(draft, panoramas, max_straight, problems)
+        for drafts, panoramas in found
+        for draft in drafts
+    ]
+    if problems:
+        raise RouteError(path, problems)
+    return routes
+
+
+def street_view_folders(path: str | Path) -> list[Path]:
+    """The street_views folders of what `read_routes` reads from `path`; [] if there are none."""
+    folders = dict.fromkeys(folder / VIEWS for *_, folder in _sources(Path(path), []))
+    return [folder for folder in folders if folder.is_dir()]
+
+
+def _sources(path: Path, problems: list[str]) -> list[tuple[Path, str, Path]]:
+    """Every file of routes, what its routes' names begin with, and its panoramas' folder."""
+    if path.is_file():
+        return [(path, "", path.parent)]
+    if (path / ROUTES).is_file():
+        return [(path / ROUTES, "", path)]
+    files = sorted(path.glob(f"*/{ROUTES}")) if path.is_dir() else []
+    if not files:
+        problems.append(
+            f"{path}: no routes are there; allowed: a JSON file of routes, a folder that holds "
+            f"{ROUTES}, or a folder of such folders"
+        )
+
+    def panoramas(folder: Path) -> Path:
+        own = (folder / PANORAMAS).exists() or (folder / VIEWS).exists()
+        return folder if own or not (path / PANORAMAS).exists() else path
+
+    return [(file, f"{file.parent.name}/", panoramas(file.parent)) for file in files]
+
+
+def _read_drafts(file: Path, prefix: str, problems: list[str]) -> list[Draft]:
+    try:
+        given = json.loads(file.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        problems.append(f"{file}: not readable as JSON: {error}")
+        return []
+    if isinstance(given, dict):
+        given = [[given], 0]
+    wrapped = isinstance(given, list) and len(given) == 2 and isinstance(given[0], list)
+    if not wrapped or type(given[1]) is not int:
+        problems.append(
+            f"{file}: given {kind_of(given)}, allowed: [[route, ...], counter] with an integer "
+            "counter, or one route"
+        )
+        return []
+    drafts = [
+        read_draft(one, f"{prefix}{index}", file.parent.name, problems)
+        for index, one in enumerate(given[0])
+    ]
+    return [draft for draft in drafts if draft is not None]
+
+
+def _read_panoramas(folder: Path, need_views: bool, problems: list[str]) -> PanoramaMap | None:
+    """The map of a folder with its pictures, if there is one."""
+    file, views = folder / PANORAMAS, folder / VIEWS
+    if need_views or (views.is_dir() and not file.is_file()):
+        missing = [str(part) for part in (file, views) if not part.exists()]
+        if missing:
+            problems.append(f"{', '.join(missing)}: missing; street views need both")
+            return None
+    if not file.is_file():
+        return None
+    try:
+        given = plain_pickle.loads(file.read_bytes())
+    except (OSError, plain_pickle.UnsafePickleError) as error:
+        problems.append(f"{file}: {error}")
+        return None
+    if type(given) is not dict or not given:
+        problems.append(
+            f"{file}: given {kind_of(given)}, allowed: {{(lat, lng): panorama id, ...}}"
+        )
+        return None
+    wrong = [key for key, pano in given.items() if not (is_position(key) and _is_file_name(pano))]
+    if wrong:
+        more = f" and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
+        shown = ", ".join(f"{key!r:.60}: {given[key]!r:.60}" for key in wrong[:SHOWN])
+        problems.append(
+            f"{file}: given {{{shown}}}{more}, allowed: (latitude, longitude) in degrees: the "
+            "panorama's id, which is the name of a file"
+        )
+        return None
+    return PanoramaMap.build(given, _pictures(views) if views.is_dir() else None)
+
+
+def _is_file_name(given: object) -> bool:
+    return type(given) is str and given not in ("", ".", "..") and not set(given) & set("/\\\0")
+
+
+def _pictures(views: Path) -> frozenset[str]:
+    """Ids that have both a panorama and its metadata."""
+    names = {entry.name for entry in views.iterdir()}
+    ids = {name.removesuffix(PICTURE) for name in names if name.endswith(PICTURE)}
+    return frozenset(one for one in ids if f"{one}{ABOUT}" in names)
+
+
+def _placed(
+    draft: Draft, panoramas: PanoramaMap | None, max_straight: int, problems: list[str]
+) -> Route | None:
+    """The route with its waypoints; None, and problems, where a milestone has no street view."""
+    places, before = [], len(problems)
+    for index, position in enumerate((draft.start, *draft.milestones)):
+        pano, why = (None, "") if panoramas is None else panoramas.seen_from(position)
+        if why:
+            field = "route_results.geocode_list" + f"[{index - 1}]"
+            field = field if index else "start_place.relocated_geocode"
+            problems.append(f"route {draft.name!r}: {field}: {why}")
+        places.append(Place(position, pano))
+    if len(problems) > before:
+        return None
+    between = []
+    for start, end in zip(places, places[1:], strict=False):
+        if panoramas is None:
+            drawn = drawn_between(start.position, end.position, max_straight)
+            between.append([Place(point) for point in drawn])
+        else:
+            ends = (start.pano, end.pano)
+            seen = panoramas.between(start.position, end.position, ends, max_straight)
+            between.append([Place(*one) for one in seen])
+    waypoints = waypoints_along(draft.legs, places[0], places[1:], between)
+    return Route(draft.name, draft.region, draft.legs, waypoints, draft.start_heading)

@@ -1,0 +1,243 @@
+"""Four views of a panorama in one picture, computed on the device from a bank of panoramas.
+
+A view at heading h is a pinhole picture of 90 degrees, centred at column ((h + rotation) mod 360)
+/ 360 of the panorama's width, which wraps around. Four of them fill a 2 x 2 grid with a line
+between: views of 640 pixels and a line of 5 at the released size, 1285; the same share at any
+other, at least a pixel. A grid is sampled at its own size, so its panoramas should have about
+`panorama_width(size)` columns; files are reduced to any width while they are read.
+"""
+
+import contextlib
+import json
+import math
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int, Num, UInt8
+from PIL import Image
+
+RELEASED_SIZE, RELEASED_LINE = 1285, 5
+FIELD_OF_VIEW = math.radians(90)
+# Degrees from the agent's heading, [[first, second], [third, fourth]]. The published code lays out
+# the second, although its prompt says front, right, back, left.
+LAYOUTS = {"front_right_back_left": (0, 90, -90, 180), "diagonal": (-135, -45, 45, 135)}
+SMALLEST = 8
+
+
+class StreetViewError(ValueError):
+    """Street views that can't be read; the message lists every file and field."""
+
+
+@struct.dataclass
+class StreetViews:
+    """A bank of P panoramas."""
+
+    panoramas: UInt8[Array, "P h w 3"]
+    rotation: Float[Array, "P"]  # degrees, of the panoramas' metadata
+    size: int = struct.field(pytree_node=False)  # of the whole grid, in pixels
+    layout: str = struct.field(pytree_node=False)  # one of LAYOUTS
+
+    @classmethod
+    def build(
+        cls,
+        panoramas: UInt8[np.ndarray, "P h w 3"],
+        rotation: Num[np.ndarray, "P"],
+        size: int,
+        layout: str = "front_right_back_left",
+    ) -> "StreetViews":
+        """The bank on the device.
+
+        Raises ValueError for an unknown layout, a tiny size, or panoramas that are not 2:1.
+        """
+        if layout not in LAYOUTS:
+            raise ValueError(f"layout: given {layout!r}, allowed: {', '.join(LAYOUTS)}")
+        if size < SMALLEST:
+            raise ValueError(f"size: given {size}, allowed: at least {SMALLEST} pixels")
+        if panoramas.shape[2] != 2 * panoramas.shape[1]:
+            raise ValueError(
+                f"panoramas: given {panoramas.shape[2]} x {panoramas.shape[1]} pixels, allowed: "
+                "twice as wide as high"
+            )
+        return cls(jnp.asarray(panoramas), jnp.asarray(rotation, jnp.float32), size, layout)
+
+    def picture(
+        self, pano: Int[Array, ""], heading: Num[Array, ""] | float
+    ) -> UInt8[Array, "size size 3"]:
+        """The four views of panorama `pano` for who faces `heading` degrees; the line is black."""
+        rows, turns, seen = grid(self.size, self.layout)
+        height, width = self.panoramas.shape[1:3]
+        row = jnp.asarray(np.clip(rows * height - 0.5, 0, height - 1))
+        centre = jnp.mod(heading + self.rotation[pano], 360) / 360
+        column = jnp.mod(centre + jnp.asarray(turns), 1) * width - 0.5
+        top, left = jnp.floor(row), jnp.floor(column)
+        down, right = (row - top)[..., None], (column - left)[..., None]
+        top, left = top.astype(jnp.int32), left.astype(jnp.int32)
+        bottom = jnp.minimum(top + 1, height - 1)
+        left, after = jnp.mod(left, width), jnp.mod(left + 1, width)
+        whole = self.panoramas
+
+        def blend(row):
+            return whole[pano, row, left] * (1 - right) + whole[pano, row, after] * right
+
+        colour = blend(top) * (1 - down) + blend(bottom) * down
+        return jnp.where(jnp.asarray(seen)[..., None], jnp.round(colour), 0).astype(jnp.uint8)
+
+
+def panorama_width(size: int) -> int:
+    """Columns at which a pixel in the middle of a view is as wide as one of the panorama."""
+    return 2 * round(math.pi * (size - line_width(size)) / 4)
+
+
+def line_width(size: int) -> int:
+    """Pixels between the views of a grid; odd sizes have odd lines, so that all views are equal."""
+    line = max(1, round(size * RELEASED_LINE / RELEASED_SIZE))
+    return line + (size - line) % 2
+
+
+def grid(
+    size: int, layout: str
+) -> tuple[
+    Float[np.ndarray, "size size"], Float[np.ndarray, "size size"], Bool[np.ndarray, "size size"]
+]:
+    """(row, turn, seen) of a grid's pixels, the same at every heading.
+
+    `row` is a share of the panorama's height, `turn` the share of a whole turn from the heading
+    to the pixel, and `seen` is False on the line.
+    """
+    line = line_width(size)
+    side = (size - line) // 2
+    focal = 0.5 * side / math.tan(FIELD_OF_VIEW / 2)
+    place = np.arange(side) + 0.5 - side / 2
+    right, down = np.meshgrid(place, place)
+    row = 0.5 + np.arctan2(down, np.hypot(right, focal)) / math.pi
+    turn = np.arctan2(right, focal) / (2 * math.pi)
+    rows, turns, seen = (np.zeros((size, size), np.float32) for _ in range(3))
+    for cell, degrees in enumerate(LAYOUTS[layout]):
+        top, left = ((side + line) * (cell // 2), (side + line) * (cell % 2))
+        there = np.s_[top : top + side, left : left + side]
+        rows[there], turns[there], seen[there] = row, turn + degrees / 360, 1
+    return rows, turns, seen != 0
+
+
+def read_panoramas(
+    folder: Path | str, ids: Sequence[str], width: int
+) -> tuple[UInt8[np.ndarray, "P h w 3"], Float[np.ndarray, "P"]]:
+    """(panoramas, rotations) of <id>.jpg and <id>.metadata.json, reduced to `width` x width/2.
+
+    Raises StreetViewError with every file that is missing, no picture, not 2:1, or whose metadata
+    have no number as `rotation`.
+    """
+    pictures = np.zeros((len(ids), width // 2, width, 3), np.uint8)
+    rotation, problems = np.zeros(len(ids), np.float32), []
+    for index, name in enumerate(ids):
+        try:
+            pictures[index] = _read_picture(Path(folder) / f"{name}.jpg", width)
+        except (OSError, ValueError) as wrong:
+            problems.append(str(wrong))
+        try:
+            rotation[index] = _read_rotation(Path(folder) / f"{name}.metadata.json")
+        except (OSError, ValueError) as wrong:
+            problems.append(str(wrong))
+    if problems:
+        raise StreetViewError("street views can't be read:\n  " + "\n  ".join(problems))
+    return pictures, rotation
+
+
+def _read_picture(path: Path, width: int) -> UInt8[np.ndarray, "h w 3"]:
+    try:
+        with Image.open(path) as picture:
+            if picture.width != 2 * picture.height:
+                raise ValueError(
+                    f"{path}: given {picture.width} x {picture.height} pixels, allowed: twice as "
+                    "wide as high"
+                )
+            picture.draft("RGB", (width, width // 2))
+            size = (width, width // 2)
+            return np.asarray(picture.convert("RGB").resize(size, Image.Resampling.BOX))
+    except FileNotFoundError as wrong:
+        raise ValueError(f"{path}: no such file; download the street views") from wrong
+    except (OSError, Image.DecompressionBombError) as wrong:
+        raise ValueError(f"{path}: not a readable picture ({wrong})") from wrong
+
+
+def _read_rotation(path: Path) -> float:
+    if not path.exists():
+        raise ValueError(f"{path}: no such file; download the street views")
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as wrong:
+        raise ValueError(f"{path}: not JSON ({wrong})") from wrong
+    turn = data.get("rotation") if isinstance(data, dict) else None
+    if isinstance(turn, bool) or not isinstance(turn, int | float) or not math.isfinite(turn):
+        raise ValueError(f"{path}: field rotation: given {turn!r}, allowed: a number of degrees")
+    return float(turn)
+
+
+Load = Callable[[Sequence[str]], tuple[np.ndarray, np.ndarray]]
+
+
+def ahead(
+    needs: Iterable[Sequence[str]],
+    load: Load,
+    size: int,
+    layout: str = "front_right_back_left",
+    depth: int = 2,
+) -> Iterator[StreetViews]:
+    """A bank for each list of ids in `needs`, loaded in a thread while the one before is used.
+
+    For panoramas that don't fit together: `load(ids)` gives (panoramas, rotations), drawn or read.
+    At most `depth` banks wait; ids needed again by the next bank are not loaded again. An error
+    of `load` is raised where its bank would come.
+    """
+    ready: queue.Queue = queue.Queue(depth)
+    stopped = threading.Event()
+
+    def put(item) -> None:
+        while not stopped.is_set():
+            with contextlib.suppress(queue.Full):
+                ready.put(item, timeout=0.1)
+                break
+
+    def work() -> None:
+        held: dict[str, tuple] = {}
+        try:
+            for ids in needs:
+                held = _loaded(ids, held, load)
+                pictures, turns = zip(*(held[name] for name in ids), strict=True)
+                put(StreetViews.build(np.stack(pictures), np.array(turns), size, layout))
+                if stopped.is_set():
+                    return
+            put(None)
+        except BaseException as wrong:  # handed to the consumer
+            put(wrong)
+
+    worker = threading.Thread(target=work, daemon=True)
+    worker.start()
+    try:
+        while (item := ready.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        stopped.set()
+        worker.join()
+
+
+def _loaded(ids: Sequence[str], held: dict[str, tuple], load: Load) -> dict[str, tuple]:
+    """Panorama and rotation of each id, from `held` where it is there."""
+    missing = [name for name in dict.fromkeys(ids) if name not in held]
+    new = dict(zip(missing, zip(*load(missing), strict=True), strict=True)) if missing else {}
+    return {name: new.get(name) or held[name] for name in ids}
+
+
+def pictures(
+    views: StreetViews, panos: Int[Array, "B"], headings: Num[Array, "B"]
+) -> UInt8[Array, "B size size 3"]:
+    """The grids of several lanes."""
+    return jax.vmap(views.picture)(panos, headings)

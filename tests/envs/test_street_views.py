@@ -1,0 +1,199 @@
+"""The four views against rays computed pixel by pixel, and the host's pipeline."""
+
+import json
+import math
+import threading
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from gp_virl.envs import street_views as views
+from gp_virl.envs.street_views import LAYOUTS, StreetViewError, StreetViews, read_panoramas
+
+SIZE = 34
+
+
+@pytest.fixture(scope="module")
+def panoramas() -> np.ndarray:
+    """Two panoramas of smooth colours that don't repeat, and a sharp post where they wrap."""
+    rng = np.random.default_rng(0)
+    coarse = rng.integers(0, 256, (2, 8, 16, 3)).astype(np.uint8)
+    return np.stack([np.asarray(Image.fromarray(c).resize((128, 64), 1)) for c in coarse])
+
+
+def plain(panorama: np.ndarray, rotation: float, heading: float, size: int, layout) -> np.ndarray:
+    """The grid, one ray and four neighbours at a time."""
+    high, wide = panorama.shape[:2]
+    line = max(1, round(size * 5 / 1285))
+    line += (size - line) % 2
+    side = (size - line) // 2
+    picture = np.zeros((size, size, 3), np.uint8)
+    for cell, offset in enumerate(layout):
+        for r in range(side):
+            for c in range(side):
+                # Right, down, ahead of the view; then turned by its heading.
+                x, y, z = c + 0.5 - side / 2, r + 0.5 - side / 2, side / 2
+                azimuth = math.degrees(math.atan2(x, z)) + heading + offset + rotation
+                elevation = -math.degrees(math.asin(y / math.sqrt(x * x + y * y + z * z)))
+                u = (azimuth % 360) / 360 * wide - 0.5
+                v = (90 - elevation) / 180 * high - 0.5
+                v = min(max(v, 0), high - 1)
+                u0, v0 = math.floor(u), math.floor(v)
+                colour = np.zeros(3)
+                for du in (0, 1):
+                    for dv in (0, 1):
+                        share = (1 - abs(u - u0 - du)) * (1 - abs(v - v0 - dv))
+                        colour += share * panorama[min(v0 + dv, high - 1), (u0 + du) % wide]
+                top = cell // 2 * (side + line) + r
+                left = cell % 2 * (side + line) + c
+                picture[top, left] = np.round(colour)
+    return picture
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    ("heading", "rotation"), [(350, 0.0), (10, 0.0), (350, 237.5), (123, 301.2)]
+)
+def test_views_are_pinhole_pictures(panoramas, layout, heading, rotation) -> None:
+    bank = StreetViews.build(panoramas, np.array([17.0, rotation]), SIZE, layout)
+    got = np.asarray(bank.picture(jnp.int32(1), jnp.int32(heading))).astype(int)
+    expected = plain(panoramas[1], rotation, heading, SIZE, LAYOUTS[layout]).astype(int)
+    assert np.abs(got - expected).max() <= 1
+
+
+def test_front_right_back_left() -> None:
+    """A panorama whose colour tells the heading: north red, east green, south blue, west grey."""
+    headings = (np.arange(360) + 0.5) % 360
+    colours = np.array([[200, 0, 0], [0, 200, 0], [0, 0, 200], [90, 90, 90]], np.uint8)
+    panorama = np.broadcast_to(colours[((headings + 45) // 90 % 4).astype(int)], (1, 180, 360, 3))
+    bank = StreetViews.build(np.roll(panorama, 120, 2), np.array([120]), 100)
+    north = np.asarray(bank.picture(jnp.int32(0), 0.0))
+    middles = north[[25, 25, 75, 75], [25, 75, 75, 25]]
+    assert (middles == colours).all()  # front, right; back below right, left below front
+    east = np.asarray(bank.picture(jnp.int32(0), 90.0))
+    assert (east[[25, 25, 75, 75], [25, 75, 75, 25]] == np.roll(colours, -1, 0)).all()
+
+
+def test_wrap_leaves_no_seam(panoramas) -> None:
+    """At headings 350 and 10 a panorama gives the same grid as one rolled so that nothing wraps."""
+    for heading in (350.0, 10.0):
+        whole = StreetViews.build(panoramas, np.zeros(2), SIZE)
+        rolled = StreetViews.build(np.roll(panoramas, 64, 2), np.full(2, 180.0), SIZE)
+        first, second = (
+            np.asarray(b.picture(jnp.int32(0), heading)).astype(int) for b in (whole, rolled)
+        )
+        assert np.abs(first - second).max() <= 1
+
+
+def test_line() -> None:
+    assert views.line_width(1285) == 5
+    assert all((size - views.line_width(size)) % 2 == 0 for size in range(8, 1300))
+    bank = StreetViews.build(np.full((1, 32, 64, 3), 255, np.uint8), np.zeros(1), 128)
+    picture = np.asarray(bank.picture(jnp.int32(0), 0.0))
+    black = (picture == 0).all(-1)
+    assert black[63:65].all() and black[:, 63:65].all() and black.sum() == 4 * 128 - 4
+    assert views.panorama_width(1285) == 2010
+
+
+def test_lanes_are_compiled_once(panoramas) -> None:
+    bank, traced = StreetViews.build(panoramas, np.zeros(2), SIZE), []
+
+    @jax.jit
+    def draw(bank, panos, headings):
+        traced.append(1)
+        return views.pictures(bank, panos, headings)
+
+    for turn in (0, 45, 90):
+        lanes = draw(bank, jnp.array([0, 1, 1]), jnp.array([turn, 0, turn]))
+        alone = bank.picture(jnp.int32(1), jnp.int32(turn))
+        assert np.abs(np.asarray(lanes[2], int) - np.asarray(alone, int)).max() <= 1
+    assert len(traced) == 1
+
+
+def test_wrong_banks(panoramas) -> None:
+    with pytest.raises(ValueError, match="spiral.*front_right_back_left, diagonal"):
+        StreetViews.build(panoramas, np.zeros(2), SIZE, "spiral")
+    with pytest.raises(ValueError, match="given 4"):
+        StreetViews.build(panoramas, np.zeros(2), 4)
+    with pytest.raises(ValueError, match="64 x 64"):
+        StreetViews.build(panoramas[:, :, :64], np.zeros(2), SIZE)
+
+
+def write(folder, name: str, picture: np.ndarray, about: object) -> None:
+    Image.fromarray(picture).save(folder / f"{name}.jpg", quality=98)
+    (folder / f"{name}.metadata.json").write_text(json.dumps(about))
+
+
+def test_files(tmp_path, panoramas) -> None:
+    write(tmp_path, "a", panoramas[0], {"rotation": 12.5, "other": 1})
+    write(tmp_path, "b", panoramas[1], {"rotation": 300})
+    pictures, rotation = read_panoramas(tmp_path, ["b", "a", "b"], 64)
+    assert pictures.shape == (3, 32, 64, 3) and rotation.tolist() == [300.0, 12.5, 300.0]
+    halved = panoramas[0].reshape(32, 2, 64, 2, 3).mean((1, 3))
+    assert np.abs(pictures[1] - halved).mean() < 4
+
+
+def test_wrong_files_are_all_named(tmp_path, panoramas) -> None:
+    write(tmp_path, "square", panoramas[0][:, :64], {"rotation": 0})
+    write(tmp_path, "text", panoramas[0], {"rotation": "north"})
+    write(tmp_path, "truth", panoramas[0], {"rotation": True})
+    write(tmp_path, "infinite", panoramas[0], {"rotation": math.inf})
+    write(tmp_path, "list", panoramas[0], [1])
+    write(tmp_path, "broken", panoramas[0], {})
+    (tmp_path / "broken.jpg").write_bytes(b"no picture")
+    (tmp_path / "broken.metadata.json").write_text("{")
+    with pytest.raises(StreetViewError) as caught:
+        names = ["square", "text", "truth", "infinite", "list", "broken", "absent"]
+        read_panoramas(tmp_path, names, 64)
+    told = str(caught.value)
+    for part in (
+        "square.jpg: given 64 x 64", "text.metadata.json: field rotation: given 'north'",
+        "truth.metadata.json: field rotation: given True", "infinite.metadata.json: field rotation",
+        "list.metadata.json: field rotation", "broken.jpg: not a readable picture",
+        "broken.metadata.json: not JSON", "absent.jpg: no such file",
+        "absent.metadata.json: no such file",
+    ):  # fmt: skip
+        assert part in told
+    assert told.count("\n") == 9
+
+
+def test_banks_are_loaded_ahead(panoramas) -> None:
+    asked, second = [], threading.Event()
+
+    def load(ids):
+        asked.append(list(ids))
+        if len(asked) == 2:
+            second.set()
+        index = [int(name) for name in ids]
+        return panoramas[index], np.array(index, float)
+
+    needs = [["0", "1"], ["1"], ["0"], ["0", "0"], ["1"]]
+    banks = views.ahead(iter(needs), load, SIZE, depth=2)
+    first = next(banks)
+    assert second.wait(5)  # without anyone asking for another bank
+    got = [first, *banks]
+    assert asked == [["0", "1"], ["0"], ["1"]]  # what the bank before held is not loaded again
+    for need, bank in zip(needs, got, strict=True):
+        index = [int(name) for name in need]
+        assert (np.asarray(bank.panoramas) == panoramas[index]).all()
+        assert np.asarray(bank.rotation).tolist() == index
+
+
+def test_loading_ahead_ends() -> None:
+    def load(ids):
+        raise StreetViewError(f"no {ids}")
+
+    with pytest.raises(StreetViewError, match="no \\['x'\\]"):
+        next(views.ahead([["x"]], load, SIZE))
+    endless = views.ahead(
+        (["1"] for _ in iter(int, 1)),
+        lambda ids: (np.zeros((len(ids), 8, 16, 3), np.uint8), np.zeros(len(ids))),
+        SIZE,
+    )
+    next(endless)
+    before = threading.active_count()
+    endless.close()
+    assert threading.active_count() == before - 1
