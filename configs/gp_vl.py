@@ -21,11 +21,11 @@ def tiny(config: ConfigDict) -> None:
     gp_l.tiny(config)
     config.env.update(image_size=96)
     config.data.update(examples=40_000)
-    config.base.update(steps=1200)
+    config.base.update(steps=800)
     config.sft.update(steps=400)
     config.sft_matched.update(steps=400)
     config.rollout.update(images=32)
-    config.ppo.update(updates=25)
+    config.ppo.update(updates=30)
     config.eval.update(hands=1024, curve_hands=256, points=5, transcripts=12)
 
 
