@@ -37,6 +37,7 @@ def study(task: str, scale: str) -> ConfigDict:
     config.text = dict(tokenizer="tiny", wording="brief")
     config.model = dict(size=scale, dtype="float32", remat=False)
     config.data = dict(
+        file="",
         examples=40_000,
         max_solutions=1,
         ood_share=0.0,

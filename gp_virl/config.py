@@ -7,7 +7,7 @@ a `StudyConfig` or raises `ConfigError` with every wrong key and value and what 
 import dataclasses
 import difflib
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from ml_collections import ConfigDict
@@ -79,6 +79,46 @@ class EnvConfig:
 
 
 @dataclass(frozen=True)
+class RouteRewards:
+    """Reward of each outcome (paper, appendix B.3); `exceeded` is added to the last failed try."""
+
+    correct: float
+    wrong_action: float
+    not_detected: float
+    exceeded: float
+
+
+@dataclass(frozen=True)
+class RouteConfig:
+    """One split of V-IRL navigation.
+
+    Routes are of a city that is drawn, of `style` ('mini': the small benchmark's nine cities) and
+    from `seed`, or of released data if `source` is a path. The share `held_out` of them is kept
+    from training. With modality image, landmarks must be seen in pictures of `image_size` pixels
+    along each side: four views in the order of `layout`.
+    """
+
+    rule: str = choice("absolute", "relative")
+    source: str
+    style: str
+    routes: int = at_least(1)
+    max_straight: int = at_least(0)
+    max_turns: int = at_least(1)
+    part: str = choice("all", "seen", "held_out")
+    held_out: float = between(0, 0.9)
+    seed: int = at_least(0)
+    modality: str = choice("text", "image")
+    image_size: int = at_least(1)
+    layout: str = choice("front_right_back_left", "diagonal")
+    rewards: RouteRewards
+
+
+ENVIRONMENTS = {
+    "gp_l": EnvConfig, "gp_vl": EnvConfig, "virl_l": RouteConfig, "virl_vl": RouteConfig
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
 class TextConfig:
     """`tokenizer`: 'tiny' or a directory for AutoTokenizer; `wording`: full, brief or a file."""
 
@@ -100,7 +140,10 @@ class DataConfig:
     """Expert dialogues for SFT.
 
     `ood_share` of the base's hands follow the rule-OOD split; in pictures they have `base_suits`.
+    With the path of a `file` its dialogues (data/llava_json.py) take the place of the expert's.
     """
+
+    file: str
 
     examples: int = at_least(1)
     max_solutions: int = at_least(1)
@@ -212,10 +255,10 @@ class MeshConfig:
 class StudyConfig:
     """Everything `launch/study.py` needs; `ood` maps a split's name to changes of `env`."""
 
-    task: str = choice("gp_l", "gp_vl")
+    task: str = choice(*ENVIRONMENTS)
     scale: str
     seed: int = at_least(0)
-    env: EnvConfig
+    env: EnvConfig | RouteConfig  # by ENVIRONMENTS[task]
     ood: dict
     text: TextConfig
     model: ModelChoice
@@ -234,12 +277,12 @@ class StudyConfig:
         return self.env.modality == "image"
 
     @property
-    def splits(self) -> dict[str, EnvConfig]:
+    def splits(self) -> dict[str, EnvConfig | RouteConfig]:
         """Evaluation splits by name: `id`, and each entry K of `ood` as `K_ood`."""
         splits = {"id": self.env}
         for name, changes in self.ood.items():
             whole = dataclasses.asdict(self.env) | dict(changes)
-            splits[f"{name}_ood"] = _build(EnvConfig, whole, f"config.ood.{name}", [])
+            splits[f"{name}_ood"] = _build(type(self.env), whole, f"config.ood.{name}", [])
         return splits
 
 
@@ -256,23 +299,27 @@ def build(config: Mapping | ConfigDict) -> StudyConfig:
 
 def path_problem(path: str) -> str | None:
     """What is wrong with a dotted path such as 'sft.steps' or 'ood.rule.target', or None."""
-    kind, seen = StudyConfig, "config"
+    kinds, seen = {StudyConfig}, "config"
     for name in path.split("."):
-        if kind is dict:  # `ood`: any name, then fields of an environment
-            kind, seen = EnvConfig, f"{seen}.{name}"
+        if kinds == {dict}:  # `ood`: any name, then fields of an environment
+            kinds, seen = set(ENVIRONMENTS.values()), f"{seen}.{name}"
             continue
-        if not dataclasses.is_dataclass(kind):
+        fields: dict[str, set] = {}
+        for kind in filter(dataclasses.is_dataclass, kinds):
+            for known, its in typing.get_type_hints(kind).items():
+                fields.setdefault(known, set()).update(typing.get_args(its) or {its})
+        if not fields:
             return f"config.{path}: {seen} is a value and has no parts"
-        if name not in (known := {f.name for f in dataclasses.fields(kind)}):
-            return _unknown(f"{seen}.{name}", name, known, kind)
-        kind, seen = typing.get_type_hints(kind)[name], f"{seen}.{name}"
+        if name not in fields:
+            return _unknown(f"{seen}.{name}", name, fields)
+        kinds, seen = fields[name], f"{seen}.{name}"
     return None
 
 
-def _unknown(path: str, name: str, known, kind) -> str:
+def _unknown(path: str, name: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, known, 1)
     hint = f" (did you mean {near[0]}?)" if near else ""
-    return f"{path}: unknown{hint}; allowed: {_names(kind)}"
+    return f"{path}: unknown{hint}; allowed: {', '.join(known)}"
 
 
 def _build(kind, given, path: str, problems: list[str]):
@@ -281,9 +328,11 @@ def _build(kind, given, path: str, problems: list[str]):
         return None
     fields = {f.name: f for f in dataclasses.fields(kind)}
     types, before = typing.get_type_hints(kind), len(problems)
+    if kind is StudyConfig:  # of an unknown task, which is refused below, the first one's
+        types["env"] = ENVIRONMENTS.get(given.get("task"), EnvConfig)
     for key in given:
         if key not in fields:
-            problems.append(_unknown(f"{path}.{key}", key, fields, kind))
+            problems.append(_unknown(f"{path}.{key}", key, fields))
     values = {}
     for name, spec in fields.items():
         if name not in given:
@@ -320,7 +369,7 @@ def _ood_problems(study: StudyConfig):
     for name, changes in study.ood.items():
         whole = dataclasses.asdict(study.env) | dict(changes)
         found: list[str] = []
-        _build(EnvConfig, whole, f"config.ood.{name}", found)
+        _build(type(study.env), whole, f"config.ood.{name}", found)
         yield from found
 
 
@@ -332,10 +381,10 @@ def _joint_problems(study: StudyConfig):
                 f"config.{name}.microbatch: given {run.microbatch}, allowed: a divisor of "
                 f"batch_size {run.batch_size}"
             )
-    if study.pictured != (study.task == "gp_vl"):
+    if study.pictured != study.task.endswith("_vl"):
         yield (
             f"config.env.modality: given {study.env.modality} for task {study.task}, allowed: "
-            "image for gp_vl, text for gp_l"
+            f"{'text' if study.pictured else 'image'}"
         )
     if study.data.ood_share and "rule" not in study.ood:
         yield "config.data.ood_share: given > 0, allowed only with config.ood.rule"

@@ -12,8 +12,8 @@ from jax.sharding import NamedSharding
 from jaxtyping import PyTree
 from tqdm import tqdm
 
-from gp_virl.config import SftConfig
-from gp_virl.data import pipeline
+from gp_virl.config import ConfigError, SftConfig
+from gp_virl.data import llava_json, pipeline
 from gp_virl.io import checkpoint
 from gp_virl.metrics import RunWriter
 from gp_virl.model import mllama
@@ -74,10 +74,19 @@ def fresh_params(lab: Lab, seed: int) -> PyTree:
     return mllama.build(lab.model, jax.random.key(seed), lab.mesh)[1]
 
 
+def examples(lab: Lab, branch: Branch) -> Any:
+    """The branch's dialogues: a released file's, or the expert's; ConfigError for a bad file."""
+    if not lab.config.data.file:
+        return lab.study.dataset(lab.config, branch.name == "base", branch.data).source()
+    try:
+        return llava_json.read(lab.config.data.file)
+    except llava_json.LlavaError as wrong:
+        raise ConfigError(f"config.data.file: {wrong}") from wrong
+
+
 def batches(lab: Lab, branch: Branch, run: SftConfig):
     """An endless, resumable iterator of this process's batches."""
-    builder = lab.study.dataset(lab.config, branch.name == "base", branch.data)
-    talks = pipeline.tokenized(builder.source(), lab.tokenizer)
+    talks = pipeline.tokenized(examples(lab, branch), lab.tokenizer)
     return iter(
         pipeline.batches(
             talks,

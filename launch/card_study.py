@@ -38,11 +38,6 @@ def build_games(
     }
 
 
-def replies(config: cfg.StudyConfig) -> int:
-    """The most replies of an episode."""
-    return config.env.max_turns
-
-
 def metrics(config: cfg.StudyConfig) -> tuple[str, ...]:
     """What is measured besides success and outcomes."""
     return ("recognition",) if config.pictured else ()

@@ -101,10 +101,24 @@ def _heading(text: str) -> int:
     return int(text)
 
 
-def _count(text: str) -> int:
+def count(text: str) -> int:
+    """The number of an argument of a command line."""
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"given {text!r}, allowed: an integer >= 0")
     return int(text)
+
+
+def walking_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that say how routes are walked."""
+    parser.add_argument("--rule", choices=routes.RULES, default="absolute")
+    parser.add_argument(
+        "--start-heading", "--start_heading", type=_heading, metavar="N",
+        help="degrees that the agent faces at the start of every route",
+    )  # fmt: skip
+    parser.add_argument(
+        "--max-straight", "--max_straight", type=count, default=5, metavar="N",
+        help="most waypoints between two milestones (default: 5)",
+    )  # fmt: skip
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -115,15 +129,7 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("routes", type=Path, metavar="ROUTES")
-    parser.add_argument("--rule", choices=routes.RULES, default="absolute")
-    parser.add_argument(
-        "--start-heading", "--start_heading", type=_heading, metavar="N",
-        help="degrees that the agent faces at the start of every route",
-    )  # fmt: skip
-    parser.add_argument(
-        "--max-straight", "--max_straight", type=_count, default=5, metavar="N",
-        help="most waypoints between two milestones (default: 5)",
-    )  # fmt: skip
+    walking_options(parser)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the descriptions here too")
     return parser
 

@@ -89,5 +89,5 @@ def _play(lab: Lab, params: PyTree, game, episode, key) -> episodes.Rollout:
     lanes = episodes.start(game, key, episode, roll.context)
     return episodes.rollout(
         model, game, lanes, key, key, sampling(lab.config, "greedy"),
-        lab.study.replies(lab.config), roll.reply_length, roll.chunk, roll.images,
+        game.turn_limit, roll.reply_length, roll.chunk, roll.images,
     )[1]  # fmt: skip

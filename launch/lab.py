@@ -29,10 +29,12 @@ from gp_virl.rollout import episodes
 from gp_virl.rollout.sampling import Sampling
 from gp_virl.sharding import mesh_of
 from gp_virl.text import template, tokenizer
-from launch import card_study
+from launch import card_study, route_study
 
 DECODINGS = ("greedy", "sampled")
-STUDIES = {"gp_l": card_study, "gp_vl": card_study}
+STUDIES = {
+    "gp_l": card_study, "gp_vl": card_study, "virl_l": route_study, "virl_vl": route_study
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Lab:
     """A study ready to run; games by name: every split, 'train' and 'held_out'."""
 
     config: cfg.StudyConfig
-    study: ModuleType  # what the task needs: launch/card_study.py
+    study: ModuleType  # what the task needs: one of STUDIES
     tokenizer: PreTrainedTokenizerBase
     model: ModelConfig
     graph: nnx.GraphDef
@@ -107,7 +109,7 @@ def _play(graph, config: cfg.StudyConfig, params, game, deal, draw, sampling, ha
     roll = config.rollout
     return episodes.outcomes(
         nnx.merge(graph, params), game, deal, draw, sampling,
-        hands=hands, lanes=config.eval.lanes, max_turns=STUDIES[config.task].replies(config),
+        hands=hands, lanes=config.eval.lanes, max_turns=game.turn_limit,
         size=roll.context, reply_length=roll.reply_length, chunk=roll.chunk, together=roll.images,
     )  # fmt: skip
 

@@ -1,9 +1,11 @@
-"""Figures and pages from run directories.
+"""Figures and pages from run directories, and maps of routes.
 
 python -m launch.plot fig5 runs/gp_l_tiny --out fig5.png
 python -m launch.plot fig6 runs/gp_l_tiny runs/virl_l_tiny --out fig6.pdf
 python -m launch.plot fig7 runs/gp_vl_tiny runs/virl_vl_tiny --out fig7.svg
 python -m launch.plot transcripts runs/gp_l_tiny --out transcripts.html
+python -m launch.plot route nyc_1k_routes --index=3 --out route.png
+python -m launch.plot route --style=lagos --seed=1 --index=0 --out route.png
 """
 
 import argparse
@@ -14,9 +16,12 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from gp_virl.envs.city_styles import STYLES, TRAINING
 from gp_virl.plots import results, tasks, transcripts, visual
 from gp_virl.plots.paper import TASKS
 from gp_virl.plots.studies import read_studies
+from launch import route_picture
+from launch.describe_routes import count, walking_options
 
 FIGURES: dict[str, Callable[..., Figure]] = {
     "fig1": tasks.fig1,
@@ -34,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     asked = _parser().parse_args(argv)
     try:
         written = asked.draw(asked)
-    except results.ResultsError as wrong:
+    except (ValueError, OSError) as wrong:
         print(f"plot: {wrong}", file=sys.stderr)
         return 1
     print(written)
@@ -61,6 +66,23 @@ def draw_transcripts(asked: argparse.Namespace) -> Path:
     return asked.out
 
 
+def draw_route(asked: argparse.Namespace) -> Path:
+    """Draws a route's map and what is seen at its waypoints, facing as the expert arrives.
+
+    Without ROUTES the route is one of a procedural city's.
+    """
+    if asked.routes is None:
+        style, seed = asked.style or TRAINING, asked.seed or 0
+        scenery = route_picture.of_city(style, seed, asked.index, asked.max_straight)
+    elif asked.style is not None or asked.seed is not None:
+        raise ValueError("--style and --seed choose a procedural city; leave them out with ROUTES")
+    else:
+        scenery = route_picture.of_files(asked.routes, asked.index, asked.max_straight)
+    return _save(
+        route_picture.draw(scenery, asked.rule, asked.start_heading, asked.title), asked.out
+    )
+
+
 def _tries(text: str) -> int | None:
     """A number of tries; None for 'all'."""
     if text != "all" and not (text.isdecimal() and int(text)):
@@ -83,7 +105,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     kinds = parser.add_subparsers(
-        required=True, dest="kind", metavar=" | ".join([*FIGURES, "transcripts"])
+        required=True, dest="kind", metavar=" | ".join([*FIGURES, "transcripts", "route"])
     )
     for name, figure in FIGURES.items():
         kind = _kind(kinds, name, figure.__doc__, draw_figure)
@@ -93,15 +115,24 @@ def _parser() -> argparse.ArgumentParser:
         kind.add_argument("--decoding", choices=results.DECODINGS, default="greedy")
         kind.add_argument("--task", choices=TASKS, help="of runs that don't tell it themselves")
     _kind(kinds, "transcripts", draw_transcripts.__doc__, draw_transcripts)
+    route = _kind(kinds, "route", draw_route.__doc__, draw_route, of_runs=False)
+    route.add_argument("routes", nargs="?", type=Path, metavar="ROUTES", help="file or folder")
+    route.add_argument("--index", type=count, default=0, metavar="N", help="of the route, from 0")
+    route.add_argument("--style", choices=list(STYLES), help=f"of the city (default: {TRAINING})")
+    route.add_argument("--seed", type=count, metavar="N", help="of the city (default: 0)")
+    walking_options(route)
     return parser
 
 
-def _kind(kinds, name: str, about: str, draw: Callable) -> argparse.ArgumentParser:
+def _kind(
+    kinds, name: str, about: str, draw: Callable, of_runs: bool = True
+) -> argparse.ArgumentParser:
     kind = kinds.add_parser(
         name, description=about, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     kind.set_defaults(draw=draw)
-    kind.add_argument("runs", nargs="+", type=Path, metavar="RUN_DIR")
+    if of_runs:
+        kind.add_argument("runs", nargs="+", type=Path, metavar="RUN_DIR")
     kind.add_argument("--out", required=True, type=Path, metavar="FILE")
     kind.add_argument("--title", default="")
     return kind

@@ -6,10 +6,11 @@ What is done already in the work directory is not done again.
 """
 
 import dataclasses
+import itertools
 import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,7 @@ def evaluate_init(
 def report(lab: Lab, workdir: Path, seconds: float) -> None:
     """summary.json, the figures and the page of transcripts."""
     records = results.read_runs([workdir])
-    findings = list(compare(records, lab.config))
+    findings = list(compare(records, lab))
     labs.write_json(
         workdir / "summary.json",
         {
@@ -109,7 +110,8 @@ def report(lab: Lab, workdir: Path, seconds: float) -> None:
     (workdir / "transcripts.html").write_text(page, encoding="utf-8")
     for finding in findings:
         say(
-            f"{finding['split']:<8} {finding['branch']:<11} seed {finding['seed']}: "
+            f"{finding['split']:<10} {finding['metric']:<11} {finding['branch']:<11} "
+            f"seed {finding['seed']}: "
             f"{100 * finding['init']:.1f}% -> {100 * finding['value']:.1f}% "
             f"({finding['standard_errors']:+.1f} standard errors, N = {finding['n']})"
         )
@@ -124,28 +126,32 @@ def figures(config: StudyConfig) -> list[Callable]:
         drawn.append(visual.fig7)
     if config.task == "gp_vl":
         drawn.append(visual.fig8)
+    if config.task == "virl_vl":
+        drawn.append(tasks.fig18)
     return drawn
 
 
-def compare(records: list[results.Record], config: StudyConfig):
+def compare(records: list[results.Record], lab: Lab) -> Iterator[dict[str, Any]]:
     """Each branch's end against Init: greedy first tries, in standard errors of the difference."""
 
-    def end(branch: str, split: str, seed: int) -> results.Record | None:
+    def end(metric: str, branch: str, split: str, seed: int) -> results.Record | None:
         found = [
             r for r in records
             if (r.branch, r.split, r.seed) == (branch, split, seed)
-            and (r.metric, r.tries, r.decoding) == ("success", 1, "greedy")
+            and (r.metric, r.tries, r.decoding) == (metric, 1, "greedy")
         ]  # fmt: skip
         return max(found, key=lambda r: r.updates, default=None)
 
+    metrics = ("success", *lab.study.metrics(lab.config))
     for seed in sorted({r.seed for r in records}):
-        for split in config.splits:
-            init = end("init", split, seed)
+        for metric, split in itertools.product(metrics, lab.config.splits):
+            init = end(metric, "init", split, seed)
             for branch in ("sft", "sft_matched", "rl"):
-                last = end(branch, split, seed)
+                last = end(metric, branch, split, seed)
                 if init is None or last is None:
                     continue
-                found: dict[str, Any] = {"split": split, "branch": branch, "seed": seed}
+                found: dict[str, Any] = {"metric": metric, "split": split, "branch": branch}
+                found["seed"] = seed
                 errors = difference_in_errors(init.value, init.n, last.value, last.n)
                 yield found | {
                     "init": init.value,

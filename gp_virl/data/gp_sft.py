@@ -12,9 +12,7 @@ picture, kept as PNG, and the prompt doesn't name the cards.
 
 import dataclasses
 import functools
-import hashlib
 import itertools
-import json
 import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,7 +24,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from jaxtyping import Bool, Int
 
-from gp_virl.data import pictures
+from gp_virl.data import expert, pictures
 from gp_virl.envs import cards, formulas
 from gp_virl.envs.card_dialogue import CardTexts
 from gp_virl.envs.card_images import SMALLEST
@@ -34,7 +32,7 @@ from gp_virl.envs.general_points import OUTCOMES, Fault, judge
 from gp_virl.text import replies
 from gp_virl.text.prompts import PICTURED, load_wording
 
-FORMAT = "array_record"  # written and read without TensorFlow
+FORMAT = expert.FORMAT
 JUDGED_TOGETHER = 4096  # replies in one call of the verifier
 KINDS = ("value", "numbers", "illegal")  # what a failed try is meant to get wrong
 MODALITIES = ("text", "image")
@@ -65,9 +63,8 @@ class GpSftConfig(tfds.core.BuilderConfig):
     jitter_scale: float = 0.0
 
     def __post_init__(self):
-        for field, good, allowed in (
-            ("rules", bool(self.rules) and min(self.rules.values(), default=0) >= 0
-             and abs(sum(self.rules.values()) - 1) < 1e-6, "shares that sum to 1"),
+        expert.check(self, (
+            ("rules", expert.are_shares(self.rules), "shares that sum to 1"),
             ("require_face", set(self.require_face) <= set(self.rules), "names of `rules`"),
             ("hands", self.hands in cards.HAND_CHOICES, ", ".join(cards.HAND_CHOICES)),
             ("held_out", 0 <= self.held_out < 1, "0 <= held_out < 1"),
@@ -81,11 +78,7 @@ class GpSftConfig(tfds.core.BuilderConfig):
             ("image_size", self.image_size >= SMALLEST, f">= {SMALLEST}"),
             ("jitter_shift", self.jitter_shift >= 0, ">= 0"),
             ("jitter_scale", 0 <= self.jitter_scale < 1, "0 <= jitter_scale < 1"),
-        ):  # fmt: skip
-            if not good:
-                raise ValueError(
-                    f"GpSftConfig.{field}: given {getattr(self, field)!r}, allowed: {allowed}"
-                )
+        ))  # fmt: skip
         for rule in self.rules:
             cards.face_rule(rule)
         self.name = self.name or self._digest()
@@ -100,13 +93,7 @@ class GpSftConfig(tfds.core.BuilderConfig):
 
         What says nothing about texts is left out of theirs, so that they keep their names.
         """
-        inherited = {field.name for field in dataclasses.fields(tfds.core.BuilderConfig)}
-        fields = {
-            field.name: getattr(self, field.name)
-            for field in dataclasses.fields(self)
-            if field.name not in inherited
-        }
-        fields |= {
+        fields = expert.own_fields(self) | {
             "rules": [(cards.face_rule(n).values, share) for n, share in self.rules.items()],
             "require_face": sorted(self.require_face),
             "wording": dataclasses.asdict(load_wording(self.wording)),
@@ -115,43 +102,24 @@ class GpSftConfig(tfds.core.BuilderConfig):
             del fields["wording"][PICTURED]
             silent = (*PICTURE_FIELDS, *(["suits"] if self.suits == "all" else []))
             fields = {name: value for name, value in fields.items() if name not in silent}
-        text = json.dumps(fields, sort_keys=True)
-        return f"{'-'.join(self.rules)}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+        return expert.digest_name(self.rules, fields)
 
 
-class GpSft(tfds.core.GeneratorBasedBuilder):
-    """GeneralPoints dialogues, the same for every tokenizer."""
-
-    VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES = {"1.0.0": "First version."}  # noqa: RUF012 (TFDS's own way)
-
-    def source(self) -> Any:
-        """The prepared examples, for random access; a picture is PNG bytes under `image`."""
-        kept = {"image": tfds.decode.SkipDecoding()} if self.builder_config.pictured else None
-        return self.as_data_source("train", decoders=kept)
+class GpSft(expert.ExpertDialogues):
+    """GeneralPoints dialogues."""
 
     def _info(self) -> tfds.core.DatasetInfo:
         features = {
-            "contents": tfds.features.Sequence(tfds.features.Text()),  # user, assistant, ...
             "rule": tfds.features.Text(),
             "ranks": tfds.features.Tensor(shape=(4,), dtype=np.int32),
             "held_out": np.bool_,
             "errors": np.int32,
         }
         if self.builder_config.pictured:
-            size = self.builder_config.image_size
-            features |= {
-                "suits": tfds.features.Tensor(shape=(4,), dtype=np.int32),
-                "image": tfds.features.Image(shape=(size, size, 3), encoding_format="png"),
-            }
-        return self.dataset_info_from_configs(
-            description="Expert dialogues of the card game GeneralPoints, from an exact solver.",
-            features=tfds.features.FeaturesDict(features),
-            disable_shuffling=True,  # examples are drawn independently
-        )
-
-    def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
-        return {"train": self._generate_examples()}
+            features["suits"] = tfds.features.Tensor(shape=(4,), dtype=np.int32)
+            features["image"] = expert.picture_feature(self.builder_config.image_size)
+        about = "Expert dialogues of the card game GeneralPoints, from an exact solver."
+        return self._described(about, features)
 
     def _generate_examples(self) -> Iterator[tuple[int, dict[str, Any]]]:
         return enumerate(dialogues(self.builder_config))

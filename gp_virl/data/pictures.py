@@ -1,11 +1,12 @@
-"""Pictures of hands as PNG: composed on the device, encoded and decoded by Pillow.
+"""Pictures as PNG: composed on the device, encoded and decoded by Pillow.
 
-A picture depends on the seed, its number and its hand only, not on how many are composed together.
+A picture depends on what it shows only (a hand's also on the seed and its number), not on how many
+are composed together.
 """
 
 import functools
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import jax
@@ -16,6 +17,8 @@ from PIL import Image
 from gp_virl.envs.card_images import CardTable, jittered
 
 PIXELS_TOGETHER = 2**21  # composed in one call: 6 MB, 227 pictures of 96 x 96
+FORMATS = ("PNG", "JPEG")
+UNREADABLE = (OSError, SyntaxError, Image.DecompressionBombError)  # what Pillow raises
 
 
 def of_hands(
@@ -26,24 +29,35 @@ def of_hands(
     shift: float = 0.0,
     scale: float = 0.0,
 ) -> Iterator[bytes]:
-    """Each hand's picture as PNG bytes, in order; `shift` and `scale` as in `jittered`.
-
-    Few pictures are in memory at a time: while one batch is encoded, the next is composed.
-    """
+    """Each hand's picture as PNG bytes, in order; `shift` and `scale` as in `jittered`."""
     table, key = CardTable.build(size, moving=bool(shift or scale)), jax.random.key(seed)
-    together = min(max(1, PIXELS_TOGETHER // size**2), len(ranks))
 
-    def composed(first: int) -> UInt8[Array, "n H W 3"]:
-        rows = np.minimum(np.arange(first, first + together), len(ranks) - 1)
+    def composed(rows: Int[np.ndarray, "n"]) -> UInt8[Array, "n H W 3"]:
         return _composed(table, key, rows, ranks[rows], suits[rows], shift, scale)
 
-    ahead = composed(0)
+    return streamed(composed, len(ranks), size)
+
+
+def streamed(
+    compose: Callable[[Int[np.ndarray, "n"]], UInt8[Array, "n H W 3"]], count: int, size: int
+) -> Iterator[bytes]:
+    """PNG bytes of `count` pictures, in order; `compose` makes those of the numbers it is given.
+
+    Pictures are of about size x size pixels. Few are in memory at a time: while one batch is
+    encoded, the next is composed. All batches are equally large; the last repeats its last number.
+    """
+    together = min(max(1, PIXELS_TOGETHER // size**2), count)
+
+    def batch_at(first: int) -> UInt8[Array, "n H W 3"]:
+        return compose(np.minimum(np.arange(first, first + together), count - 1))
+
+    ahead = batch_at(0)
     with ThreadPoolExecutor() as pool:
-        for first in range(0, len(ranks), together):
+        for first in range(0, count, together):
             batch, last = ahead, first + together
-            if last < len(ranks):
-                ahead = composed(last)
-            yield from pool.map(encoded, np.asarray(batch)[: len(ranks) - first])
+            if last < count:
+                ahead = batch_at(last)
+            yield from pool.map(encoded, np.asarray(batch)[: count - first])
 
 
 @jax.jit
@@ -68,13 +82,16 @@ def encoded(picture: UInt8[np.ndarray, "H W 3"]) -> bytes:
     return stream.getvalue()
 
 
-def decoded(png: bytes) -> UInt8[np.ndarray, "H W 3"]:
-    """The picture of PNG bytes; a palette, grey or transparent one as RGB."""
-    with Image.open(io.BytesIO(png)) as image:
+def decoded(file: bytes) -> UInt8[np.ndarray, "H W 3"]:
+    """The picture of the bytes of a PNG or JPEG; a palette, grey or transparent one as RGB.
+
+    Raises one of UNREADABLE for any other bytes.
+    """
+    with Image.open(io.BytesIO(file), formats=FORMATS) as image:
         return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 
 
-def shape_of(png: bytes) -> tuple[int, int, int]:
-    """(H, W, 3), from the header alone."""
-    with Image.open(io.BytesIO(png)) as image:
+def shape_of(file: bytes) -> tuple[int, int, int]:
+    """(H, W, 3), from the header alone. Raises as `decoded`."""
+    with Image.open(io.BytesIO(file), formats=FORMATS) as image:
         return image.height, image.width, 3

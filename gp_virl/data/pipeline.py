@@ -2,7 +2,8 @@
 
 A row holds several conversations side by side, told apart by `segments`; `positions` start again
 at 0 in each. `replied` marks the tokens of each conversation's last reply, its end token included:
-those are the targets of the loss. An image token is in the prompt and never a target.
+those are the targets of the loss. An example whose field `trained` is "all" has all its replies
+marked. An image token is in the prompt and never a target.
 
 A conversation with a picture is packed as its tokens and its picture's number. Pictures are read
 and decoded only for the batch that is given out, so that none is kept. That is done where the batch
@@ -10,10 +11,10 @@ is asked for, while the device still trains on the last one: grain's prefetching
 the middle of C++ code when Python exits, and abort it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, SupportsIndex
+from typing import Any, SupportsIndex, TypeVar
 
 import grain
 import numpy as np
@@ -21,12 +22,15 @@ from grain.experimental import FirstFitPackIterDataset
 from jaxtyping import Bool, Int, UInt8
 from transformers import PreTrainedTokenizerBase
 
-from gp_virl.data.pictures import decoded, shape_of
+from gp_virl.data.pictures import UNREADABLE, decoded, shape_of
 from gp_virl.text import template
 from gp_virl.text.template import IMAGE, ChatGlue, TemplateError
 
+T = TypeVar("T")
+
 READ_TOGETHER = 1024  # examples read and tokenized in one go
 PROVED = 128  # conversations compared with the chat template's whole string
+TRAINED = ("last", "all")  # replies of a conversation
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,19 +41,17 @@ class Conversations:
     """
 
     flat: Int[np.ndarray, "tokens"]
+    replied: Bool[np.ndarray, "tokens"]  # True for the replies that are trained
     start: Int[np.ndarray, "N"]
-    reply: Int[np.ndarray, "N"]  # where the last reply begins, in `flat`
     end: Int[np.ndarray, "N"]
-    source: Any = None  # whose example i has picture i, PNG bytes under `image`; None without
+    source: Any = None  # whose example i has picture i, the bytes under `image`; None without
 
     def __len__(self) -> int:
         return len(self.start)
 
     def __getitem__(self, index: SupportsIndex) -> dict[str, np.ndarray]:
-        start, end = self.start[index], self.end[index]
-        replied = np.zeros(end - start, bool)
-        replied[self.reply[index] - start :] = True
-        item = {"tokens": self.flat[start:end], "replied": replied}
+        own = slice(self.start[index], self.end[index])
+        item = {"tokens": self.flat[own], "replied": self.replied[own]}
         return item if self.source is None else item | {"picture": np.array([index], np.int64)}
 
     @property
@@ -61,10 +63,11 @@ class Conversations:
 def tokenized(source: Any, tokenizer: PreTrainedTokenizerBase) -> Conversations:
     """The conversations of a data source of examples with `contents` (user first, in turns).
 
-    Contexts and replies are tokenized apart, as in a rollout. Examples may have a picture, PNG
-    bytes under `image`; nothing is decoded here. TemplateError if the tokens differ from those of
-    the chat template's whole string, or unless the image token begins the prompt of each example
-    with a picture and is nowhere else; ValueError if the source is empty.
+    Contexts and replies are tokenized apart, as in a rollout. Examples may have a picture, PNG or
+    JPEG bytes under `image`; nothing is decoded here. They may say which replies are `trained`, one
+    of TRAINED; by default the last. TemplateError if the tokens differ from those of the chat
+    template's whole string, or unless the image token begins the prompt of each example with a
+    picture and is nowhere else; ValueError if the source is empty, or `trained` is something else.
     """
     pictured = _has_pictures(source)
     if pictured and IMAGE not in tokenizer.get_vocab():
@@ -73,26 +76,28 @@ def tokenized(source: Any, tokenizer: PreTrainedTokenizerBase) -> Conversations:
             "of a vision model, or 'tiny'"
         )
     glue = ChatGlue.of(tokenizer, pictured)
-    chunks, lengths, replies = [], [], []
+    chunks, masks = [], []
     for first in range(0, len(source), READ_TOGETHER):
         rows = range(first, min(first + READ_TOGETHER, len(source)))
-        contents = [[_text(text) for text in row] for row in _contents(source, rows)]
+        examples = _examples(source, rows)
+        contents = [[_text(text) for text in example["contents"]] for example in examples]
         parts = [_parts(texts, glue) for texts in contents]
         ids = iter(template.encode(tokenizer, [part for texts in parts for part in texts]))
-        for row, texts in zip(rows, contents, strict=True):
+        for row, texts, example in zip(rows, contents, examples, strict=True):
             _check_image_tokens(row, texts, pictured)
             tokens = [next(ids) for _ in texts]
             joined = np.array([token for part in tokens for token in part], np.int32)
             if row < PROVED:
                 _prove(tokenizer, texts, joined)
+            marked = _marked(row, len(texts), example.get("trained", TRAINED[0]))
             chunks.append(joined)
-            lengths.append(len(joined))
-            replies.append(len(joined) - len(tokens[-1]))
+            masks.append(np.repeat(marked, [len(part) for part in tokens]))
+    lengths = [len(joined) for joined in chunks]
     end = np.cumsum(lengths)
-    start = end - lengths
     return Conversations(
-        np.concatenate(chunks), start, start + np.array(replies), end, source if pictured else None
-    )
+        np.concatenate(chunks), np.concatenate(masks), end - lengths, end,
+        source if pictured else None,
+    )  # fmt: skip
 
 
 def _has_pictures(source: Any) -> bool:
@@ -102,9 +107,10 @@ def _has_pictures(source: Any) -> bool:
     image = source[0].get("image")
     if image is not None and not isinstance(image, bytes):
         raise ValueError(
-            f"the examples' image is given as {type(image).__name__}, allowed: PNG bytes, so that "
-            "no picture is decoded before it is needed; read the dataset with `GpSft.source`, or "
-            "as_data_source(..., decoders={'image': tfds.decode.SkipDecoding()})"
+            f"the examples' image is given as {type(image).__name__}, allowed: PNG bytes or a "
+            "JPEG's, so that no picture is decoded before it is needed; read the dataset with the "
+            "`source` of its builder, or as_data_source(..., decoders={'image': "
+            "tfds.decode.SkipDecoding()})"
         )
     return image is not None
 
@@ -123,11 +129,19 @@ def _check_image_tokens(row: int, contents: Sequence[str], pictured: bool) -> No
             )
 
 
-def _contents(source: Any, rows: range) -> list[Sequence[bytes | str]]:
-    """The contents of these rows; read together where the source can, which is 3 times faster."""
+def _examples(source: Any, rows: range) -> Sequence[Mapping[str, Any]]:
+    """The examples of these rows; read together where the source can, which is 3 times faster."""
     together = getattr(source, "__getitems__", None)
-    examples = together(list(rows)) if together else [source[row] for row in rows]
-    return [example["contents"] for example in examples]
+    return together(list(rows)) if together else [source[row] for row in rows]
+
+
+def _marked(row: int, count: int, trained: bytes | str) -> Bool[np.ndarray, "turns"]:
+    """True for the turns of a conversation that are trained; ValueError for an unknown choice."""
+    choice = _text(trained)
+    if choice not in TRAINED:
+        raise ValueError(f"example {row}: trained: given {choice!r}, allowed: {', '.join(TRAINED)}")
+    turn = np.arange(count)
+    return turn % 2 == 1 if choice == "all" else turn == count - 1
 
 
 def _text(text: bytes | str) -> str:
@@ -179,7 +193,7 @@ def batches(
     Every epoch is shuffled anew; process `index` of `count` reads its own share. Iterators have
     `get_state` and `set_state`, and continue with the very next batch. ValueError if a
     conversation is longer than a row, there are fewer conversations than processes, or P < 1; from
-    an iterator, if pictures differ in size.
+    an iterator, if pictures differ in size or can't be read.
     """
     if conversations.longest > length:
         raise ValueError(
@@ -205,7 +219,7 @@ def batches(
     rows = packed.map(_row).batch(batch_size, drop_remainder=True)
     if source is None:
         return rows
-    return rows.map(_Shown(source, shape_of(source[0]["image"])))
+    return rows.map(_Shown(source, _looked_at(source, 0, shape_of)))
 
 
 def _row(packed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -219,6 +233,14 @@ def _row(packed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         row["picture"] = packed["picture"]
         row["image_segments"] = packed["picture_segment_ids"].astype(np.int32)
     return row
+
+
+def _looked_at(source: Any, number: int, look: Callable[[bytes], T]) -> T:
+    """What is seen in an example's picture; ValueError if it can't be read."""
+    try:
+        return look(source[number]["image"])
+    except UNREADABLE as wrong:
+        raise ValueError(f"example {number}: its picture can't be read ({wrong})") from wrong
 
 
 @dataclass(frozen=True)
@@ -242,12 +264,21 @@ class _Shown:
         numbers: Int[np.ndarray, "P"],
         present: Bool[np.ndarray, "P"],
     ) -> None:
-        """Writes a row's pictures into `row`. ValueError if one isn't as large as the first."""
+        """Writes a row's pictures into `row`.
+
+        ValueError if one isn't as large as the first, or can't be read.
+        """
         for slot in np.flatnonzero(present):
-            picture = decoded(self.source[int(numbers[slot])]["image"])
+            number = int(numbers[slot])
+            try:
+                picture = decoded(self.source[number]["image"])
+            except UNREADABLE as wrong:
+                raise ValueError(
+                    f"example {number}: its picture can't be read ({wrong})"
+                ) from wrong
             if picture.shape != self.shape:
                 raise ValueError(
-                    f"example {numbers[slot]}: its picture has the shape {picture.shape}, allowed: "
+                    f"example {number}: its picture has the shape {picture.shape}, allowed: "
                     f"{self.shape}, as example 0; pictures of a data set are equally large"
                 )
             row[slot] = picture

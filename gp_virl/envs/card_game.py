@@ -34,6 +34,7 @@ class CardGame:
     reply_bytes: int = struct.field(pytree_node=False)  # what lies behind is not read
     answer_field: bytes = struct.field(pytree_node=False)
     context_limit: int = struct.field(pytree_node=False)  # tokens of the longest conversation
+    turn_limit: int = struct.field(pytree_node=False)  # replies of the longest episode
 
     @classmethod
     def build(
@@ -65,6 +66,7 @@ class CardGame:
             reply_bytes=reply_bytes,
             answer_field=wording.answer_field.encode(),
             context_limit=dialogue.context_limit(reply_length, config.max_turns),
+            turn_limit=config.max_turns,
         )
 
     @property
@@ -113,12 +115,6 @@ class CardGame:
 
     def answer_start(self, tokens: Int[Array, "T"], length: Int[Array, ""]) -> Int[Array, ""]:
         """How many reply tokens end before the last answer field; all of them if there is none."""
-        text, _ = replies.read(self.spelling, tokens, length, self.reply_bytes)
-        found = jnp.arange(self.reply_bytes) <= self.reply_bytes - len(self.answer_field)
-        for offset, byte in enumerate(self.answer_field):
-            found &= jnp.roll(text, -offset) == byte
-        place = jnp.max(jnp.where(found, jnp.arange(text.shape[0]), -1))
-        kept = jnp.arange(tokens.shape[0]) < length
-        ends = jnp.cumsum(jnp.where(kept, self.spelling.length[tokens], 0))
-        before = (kept & (ends <= place)).sum()
-        return jnp.where(place < 0, length, before).astype(jnp.int32)
+        return replies.field_start(
+            self.spelling, tokens, length, self.reply_bytes, self.answer_field
+        )

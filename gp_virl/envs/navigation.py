@@ -5,7 +5,6 @@ conversation opens, and a wrong one leaves it where it is.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +12,7 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 
+from gp_virl.config import RouteRewards
 from gp_virl.envs import routes
 from gp_virl.envs.routes import COMPASS, KINDS, RELATIVE, RULES, RouteBank
 from gp_virl.text.route_replies import NAME_BYTES, RouteAnswer, byte_rows
@@ -31,16 +31,6 @@ _COMPASS_OF = np.array([COMPASS.index(routes.compass_word(h)) for h in range(360
 _RELATIVE_OF = len(COMPASS) + np.array(
     [RELATIVE.index(routes.relative_word(turn)) for turn in range(-180, 180)], np.int32
 )
-
-
-@dataclass(frozen=True)
-class RouteRewards:
-    """Reward of each outcome (paper, appendix B.3); `exceeded` is added to the last failed try."""
-
-    correct: float
-    wrong_action: float
-    not_detected: float
-    exceeded: float
 
 
 PAPER_REWARDS = RouteRewards(correct=1.0, wrong_action=-1.0, not_detected=-1.5, exceeded=-1.0)
@@ -106,6 +96,8 @@ class Navigation:
     max_turns: Int[Array, ""]  # at one waypoint
     rewards: Float[Array, "3"]  # by OUTCOMES
     exceeded: Float[Array, ""]  # added to the last failed try's reward
+    allowed: Int[Array, "routes"]  # routes to draw from; those from `choices` on mean nothing
+    choices: Int[Array, ""]
 
     @classmethod
     def build(
@@ -115,11 +107,12 @@ class Navigation:
         rule: str,
         max_turns: int,
         rewards: RouteRewards,
+        allowed: Sequence[int] | None = None,
     ) -> "Navigation":
-        """The split of these routes under a rule.
+        """The split of these routes, or of the `allowed` ones of them, under a rule.
 
-        Raises ValueError for an unknown rule, a name that is too long, and a route whose
-        destination has no landmark.
+        Raises ValueError for an unknown rule, a name that is too long, a route whose destination
+        has no landmark, and allowed routes that are none, not of the bank, or twice the same.
         """
         if rule not in RULES:
             raise ValueError(f"rule: given {rule!r}, allowed: {', '.join(RULES)}")
@@ -130,19 +123,24 @@ class Navigation:
                 f"routes: the destination of route {int(np.argmax(bare))} (from 0) has no "
                 "landmark, allowed: a name and a side; leave the route out"
             )
+        drawn = _choices(allowed, bank.length.shape[0])
         return cls(
             bank=bank,
             names=jnp.asarray(byte_rows(names, NAME_BYTES)),
             rule=jnp.int32(RULES.index(rule)),
             max_turns=jnp.int32(max_turns),
-            rewards=jnp.array([getattr(rewards, name) for name in OUTCOMES], jnp.float32),
+            rewards=jnp.array(
+                [rewards.correct, rewards.wrong_action, rewards.not_detected], jnp.float32
+            ),
             exceeded=jnp.float32(rewards.exceeded),
+            allowed=jnp.asarray(np.pad(drawn, (0, bank.length.shape[0] - len(drawn)))),
+            choices=jnp.int32(len(drawn)),
         )
 
     def reset(self, key: Key[Array, ""]) -> State:
-        """A drawn route, from its start heading or a drawn one."""
+        """One of the allowed routes, from its start heading or a drawn one."""
         route_key, heading_key = jax.random.split(key)
-        route = jax.random.randint(route_key, (), 0, self.bank.length.shape[0])
+        route = self.allowed[jax.random.randint(route_key, (), 0, self.choices)]
         given = self.bank.start_heading[route]
         drawn = jax.random.randint(heading_key, (), 0, 360)
         return new_state(route, jnp.where(given < 0, drawn, given))
@@ -151,7 +149,7 @@ class Navigation:
         """The state after one reply, and its verdict.
 
         The episode terminates at the destination, or at the `max_turns`th failed reply at one
-        waypoint, whose reward includes `exceeded`.
+        waypoint, whose reward includes `exceeded`; a conversation also closes with a right action.
         """
         way, here = self.journey(state), state.waypoint
         name = jnp.where(way.landmark[here] < 0, 0, self.names[way.landmark[here]])
@@ -163,8 +161,10 @@ class Navigation:
             outcome=fault.outcome,
             reward=self.rewards[fault.outcome] + jnp.where(exceeded, self.exceeded, 0.0),
             solved=arrived,
+            recognized=~(fault.landmark | fault.intersection),
             terminated=arrived | exceeded,
             truncated=jnp.zeros_like(arrived),
+            closed=correct | exceeded,
         )
         after = state.replace(
             waypoint=jnp.where(correct & ~arrived, here + 1, here),
@@ -183,6 +183,18 @@ class Navigation:
         """What the agent looks at."""
         way = self.journey(state)
         return Scene(way.pano[state.waypoint], way.heading[state.waypoint])
+
+
+def _choices(allowed: Sequence[int] | None, routes: int) -> Int[np.ndarray, "n"]:
+    """Indices of the routes to draw from, of this many; None stands for all."""
+    chosen = np.arange(routes) if allowed is None else np.asarray(allowed, np.int64).reshape(-1)
+    inside = len(chosen) > 0 and chosen.min() >= 0 and chosen.max() < routes
+    if not inside or len(set(chosen.tolist())) != len(chosen):
+        raise ValueError(
+            f"routes to draw from: given {chosen.tolist()}, allowed: at least one of "
+            f"0..{routes - 1}, each once"
+        )
+    return chosen.astype(np.int32)
 
 
 def new_state(route: Int[Array, ""], start: Int[Array, ""]) -> State:

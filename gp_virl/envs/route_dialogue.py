@@ -31,6 +31,7 @@ from gp_virl.envs.routes import SIDES
 from gp_virl.text import template
 from gp_virl.text.route_prompts import RouteWording
 from gp_virl.text.template import (
+    IMAGE,
     Case,
     ChatGlue,
     Layout,
@@ -40,7 +41,6 @@ from gp_virl.text.template import (
     Slot,
     TemplateError,
 )
-from gp_virl.text.tokenizer import IMAGE
 
 _SLOTS = ("rule", "number", "direction", "landmark", "side", "action", "end")
 # Where the slots stand in the values that fill a layout; 0 and 1 are a literal's and an absence.
@@ -166,7 +166,7 @@ class RouteDialogue(RouteTexts):
         """
         texts = RouteTexts(wording, tuple(names), visual)
         legs = max(legs, 2)  # a proof walks past a landmark before it arrives
-        glue, pieces = ChatGlue.of(tokenizer), _SharedPieces(tokenizer)
+        glue, pieces = ChatGlue.of(tokenizer, visual), _SharedPieces(tokenizer)
         image_token = _image_token(tokenizer) if visual else None
         _refuse_special(tokenizer, names)
         groups = _compile(texts, glue, pieces, legs)

@@ -6,10 +6,11 @@ wrong is told at once, before any point is looked up.
 """
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from gp_virl.envs import plain_pickle
-from gp_virl.envs.panorama_map import PanoramaMap, drawn_between
+from gp_virl.envs.panorama_map import PanoramaMap, Position, drawn_between
 from gp_virl.envs.route_fields import Draft, is_position, kind_of, read_draft
 from gp_virl.envs.routes import Place, Route, RouteError, waypoints_along
 
@@ -27,26 +28,55 @@ def read_routes(path: str | Path, max_straight: int, need_views: bool = False) -
     Raises RouteError with all that is wrong, also where a start or milestone has no street view,
     or, with `need_views`, where there are no street views at all; ValueError for `max_straight`.
     """
-    if type(max_straight) is not int or max_straight < 0:
-        raise ValueError(f"max_straight: given {max_straight!r}, allowed: an integer >= 0")
     problems: list[str] = []
     found: list[tuple[list[Draft], PanoramaMap | None]] = []
     maps: dict[Path, PanoramaMap | None] = {}
     for file, prefix, folder in _sources(Path(path), problems):
         if folder not in maps:
             maps[folder] = _read_panoramas(folder, need_views, problems)
-        found.append((_read_drafts(file, prefix, problems), maps[folder]))
+        drafts = _drafts(_read_objects(file, problems), prefix, file.parent.name, problems)
+        found.append((drafts, maps[folder]))
+    return _routes(found, max_straight, path, problems)
+
+
+def routes_of(
+    objects: Sequence[object],
+    mapping: Mapping[Position, str] | None,
+    max_straight: int,
+    name: str,
+) -> list[Route]:
+    """The routes that `read_routes` gives for a folder called `name` with these objects.
+
+    `mapping` is that of gps_pano_mapping.pkl: with it every panorama counts as a street view that
+    is there. Raises RouteError and ValueError as `read_routes` does.
+    """
+    problems: list[str] = []
+    panoramas = None if mapping is None else _panoramas(mapping, name, None, problems)
+    return _routes(
+        [(_drafts(objects, "", name, problems), panoramas)], max_straight, name, problems
+    )
+
+
+def _routes(
+    found: Sequence[tuple[list[Draft], PanoramaMap | None]],
+    max_straight: int,
+    source: object,
+    problems: list[str],
+) -> list[Route]:
+    """The routes of all drafts, if there are some and no problems before or on the way."""
+    if type(max_straight) is not int or max_straight < 0:
+        raise ValueError(f"max_straight: given {max_straight!r}, allowed: an integer >= 0")
     if not problems and not any(drafts for drafts, _ in found):
-        problems.append(f"{path}: given no route, allowed: at least one")
+        problems.append(f"{source}: given no route, allowed: at least one")
     if problems:
-        raise RouteError(path, problems)
+        raise RouteError(source, problems)
     routes = [
         _placed(draft, panoramas, max_straight, problems)
         for drafts, panoramas in found
         for draft in drafts
     ]
     if problems:
-        raise RouteError(path, problems)
+        raise RouteError(source, problems)
     return routes
 
 
@@ -76,7 +106,8 @@ def _sources(path: Path, problems: list[str]) -> list[tuple[Path, str, Path]]:
     return [(file, f"{file.parent.name}/", panoramas(file.parent)) for file in files]
 
 
-def _read_drafts(file: Path, prefix: str, problems: list[str]) -> list[Draft]:
+def _read_objects(file: Path, problems: list[str]) -> list[object]:
+    """What a file says of its routes."""
     try:
         given = json.loads(file.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
@@ -91,9 +122,14 @@ def _read_drafts(file: Path, prefix: str, problems: list[str]) -> list[Draft]:
             "counter, or one route"
         )
         return []
+    return given[0]
+
+
+def _drafts(
+    objects: Sequence[object], prefix: str, region: str, problems: list[str]
+) -> list[Draft]:
     drafts = [
-        read_draft(one, f"{prefix}{index}", file.parent.name, problems)
-        for index, one in enumerate(given[0])
+        read_draft(one, f"{prefix}{index}", region, problems) for index, one in enumerate(objects)
     ]
     return [draft for draft in drafts if draft is not None]
 
@@ -113,9 +149,16 @@ def _read_panoramas(folder: Path, need_views: bool, problems: list[str]) -> Pano
     except (OSError, plain_pickle.UnsafePickleError) as error:
         problems.append(f"{file}: {error}")
         return None
-    if type(given) is not dict or not given:
+    return _panoramas(given, file, _pictures(views) if views.is_dir() else None, problems)
+
+
+def _panoramas(
+    given: object, source: object, pictures: frozenset[str] | None, problems: list[str]
+) -> PanoramaMap | None:
+    """The map of a mapping from `source`, if that is one."""
+    if not isinstance(given, Mapping) or not given:
         problems.append(
-            f"{file}: given {kind_of(given)}, allowed: {{(lat, lng): panorama id, ...}}"
+            f"{source}: given {kind_of(given)}, allowed: {{(lat, lng): panorama id, ...}}"
         )
         return None
     wrong = [key for key, pano in given.items() if not (is_position(key) and _is_file_name(pano))]
@@ -123,11 +166,11 @@ def _read_panoramas(folder: Path, need_views: bool, problems: list[str]) -> Pano
         more = f" and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
         shown = ", ".join(f"{key!r:.60}: {given[key]!r:.60}" for key in wrong[:SHOWN])
         problems.append(
-            f"{file}: given {{{shown}}}{more}, allowed: (latitude, longitude) in degrees: the "
+            f"{source}: given {{{shown}}}{more}, allowed: (latitude, longitude) in degrees: the "
             "panorama's id, which is the name of a file"
         )
         return None
-    return PanoramaMap.build(given, _pictures(views) if views.is_dir() else None)
+    return PanoramaMap.build(given, pictures)
 
 
 def _is_file_name(given: object) -> bool:

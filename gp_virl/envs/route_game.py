@@ -13,12 +13,12 @@ from flax import struct
 from jaxtyping import Array, Int, Key, UInt8
 from transformers import PreTrainedTokenizerBase
 
+from gp_virl.config import RouteRewards
 from gp_virl.envs.navigation import (
     ACTIONS,
     OUTCOMES,
     Journey,
     Navigation,
-    RouteRewards,
     Scene,
     State,
     along,
@@ -70,12 +70,14 @@ class RouteGame:
         views: Views | None,
         reply_length: int,
         reply_bytes: int,
+        allowed: Sequence[int] | None = None,
     ) -> "RouteGame":
         """Compiled and checked: TemplateError or ValueError if the parts don't fit together.
 
-        With `views` the landmarks must be seen in them; without, observations are told.
+        With `views` the landmarks must be seen in them; without, observations are told. Only
+        `allowed` routes of the bank are drawn; by default all are.
         """
-        env = Navigation.build(bank, names, rule, max_turns, rewards)
+        env = Navigation.build(bank, names, rule, max_turns, rewards, allowed)
         legs, waypoints = bank.leg_heading.shape[1], bank.kind.shape[1]
         dialogue = RouteDialogue.build(tokenizer, wording, names, legs, visual=views is not None)
         limit = dialogue.context_limit(_all_ways(env), reply_length, max_turns)
@@ -133,15 +135,9 @@ class RouteGame:
 
     def answer_start(self, tokens: Int[Array, "T"], length: Int[Array, ""]) -> Int[Array, ""]:
         """How many reply tokens end before the last answer field; all of them if there is none."""
-        text, _ = replies.read(self.spelling, tokens, length, self.reply_bytes)
-        found = jnp.arange(self.reply_bytes) <= self.reply_bytes - len(self.answer_field)
-        for offset, byte in enumerate(self.answer_field):
-            found &= jnp.roll(text, -offset) == byte
-        place = jnp.max(jnp.where(found, jnp.arange(text.shape[0]), -1))
-        kept = jnp.arange(tokens.shape[0]) < length
-        ends = jnp.cumsum(jnp.where(kept, self.spelling.length[tokens], 0))
-        before = (kept & (ends <= place)).sum()
-        return jnp.where(place < 0, length, before).astype(jnp.int32)
+        return replies.field_start(
+            self.spelling, tokens, length, self.reply_bytes, self.answer_field
+        )
 
 
 @jax.jit

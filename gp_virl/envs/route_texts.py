@@ -24,7 +24,7 @@ from gp_virl.envs.navigation import (
 )
 from gp_virl.envs.routes import SIDES
 from gp_virl.text.route_prompts import RouteWording, put
-from gp_virl.text.tokenizer import IMAGE
+from gp_virl.text.template import IMAGE
 
 Tree = TypeVar("Tree", Journey, Fault)
 

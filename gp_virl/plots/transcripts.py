@@ -15,13 +15,16 @@ from typing import Any
 from gp_virl.plots.results import ResultsError, json_lines
 
 ROLES = ("system", "user", "assistant")
-# Outcomes in the order of their reward, and how a reply of each is coloured.
+# Outcomes of each environment in the order of their reward, and how a reply of each is coloured.
 OUTCOMES = {
     "solved": "#1b7f4d",
     "wrong_value": "#b7791f",
     "unrecognized": "#6b46c1",
     "wrong_numbers": "#c05621",
     "illegal": "#b83232",
+    "correct": "#1b7f4d",
+    "wrong_action": "#c05621",
+    "not_detected": "#6b46c1",
 }
 FILTERS = ("branch", "split", "outcome")
 PNG = b"\x89PNG\r\n\x1a\n"

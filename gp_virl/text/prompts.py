@@ -6,11 +6,9 @@ Slots are {name} in lower case; any other brace is text. {jack}, {queen}, {king}
 """
 
 import dataclasses
-import json
-import pathlib
-import tomllib
 from collections.abc import Mapping
 
+from gp_virl.text import wordings
 from gp_virl.text.template import IMAGE, split
 
 RULE_SLOTS = ("jack", "queen", "king", "target")
@@ -192,44 +190,5 @@ WORDINGS: Mapping[str, Wording] = {"full": FULL, "brief": BRIEF}
 
 
 def load_wording(name_or_path: str) -> Wording:
-    """The wording 'full' or 'brief', or that of a .json or .toml file with the same fields.
-
-    ValueError names the fields or slots that are missing, unknown or wrong, and those allowed.
-    """
-    if name_or_path in WORDINGS:
-        return WORDINGS[name_or_path]
-    path = pathlib.Path(name_or_path)
-    readers = {".json": json.loads, ".toml": tomllib.loads}
-    if path.suffix not in readers or not path.is_file():
-        raise ValueError(
-            f"no wording {name_or_path!r}; give one of {', '.join(map(repr, WORDINGS))}, or the "
-            "path of an existing .json or .toml file with the fields of a wording"
-        )
-    try:
-        fields = readers[path.suffix](path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: not readable as {path.suffix[1:].upper()}: {error}") from error
-    return from_fields(fields, str(path))
-
-
-def from_fields(fields: object, where: str) -> Wording:
-    """A wording from a mapping of all its fields; ValueError names what is wrong in `where`."""
-    allowed = [field.name for field in dataclasses.fields(Wording)]
-    if not isinstance(fields, Mapping):
-        raise ValueError(f"{where}: must be a table with the fields {', '.join(allowed)}")
-    unknown, missing = sorted(set(fields) - set(allowed)), sorted(set(allowed) - set(fields))
-    if unknown or missing:
-        raise ValueError(
-            f"{where}: unknown fields {unknown}, missing fields {missing}; "
-            f"a wording has exactly the fields {', '.join(allowed)}"
-        )
-    for field in dataclasses.fields(Wording):
-        if type(fields[field.name]) is not field.type:
-            raise ValueError(
-                f"{where}: wording field {field.name!r} is {fields[field.name]!r}, must be "
-                f"{field.type.__name__}"
-            )
-    try:
-        return Wording(**fields)
-    except ValueError as error:
-        raise type(error)(f"{where}: {error}") from error
+    """The wording 'full' or 'brief', or a user's; ValueError as `wordings.load`."""
+    return wordings.load(name_or_path, Wording, WORDINGS)

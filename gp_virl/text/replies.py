@@ -151,6 +151,24 @@ def read(
     return text.tokens.astype(jnp.uint8), text.length
 
 
+def field_start(
+    bank: PieceBank, tokens: Int[Array, "T"], length: Int[Array, ""], size: int, name: bytes
+) -> Int[Array, ""]:
+    """How many of the first `length` tokens end before the last `name` in the bytes of `read`.
+
+    All of them where it isn't.
+    """
+    text, _ = read(bank, tokens, length, size)
+    found = jnp.arange(size) <= size - len(name)
+    for offset, byte in enumerate(name):
+        found &= jnp.roll(text, -offset) == byte
+    place = jnp.max(jnp.where(found, jnp.arange(size), -1))
+    kept = jnp.arange(tokens.shape[0]) < length
+    ends = jnp.cumsum(jnp.where(kept, bank.length[tokens], 0))
+    before = (kept & (ends <= place)).sum()
+    return jnp.where(place < 0, length, before).astype(jnp.int32)
+
+
 def byte_bank(tokenizer) -> PieceBank:
     """The bytes of every token id below `len(tokenizer)`; special tokens have none.
 

@@ -6,13 +6,10 @@ so that the prompts of one route share their beginnings.
 """
 
 import dataclasses
-import json
-import pathlib
-import tomllib
 from collections.abc import Mapping
 
-from gp_virl.text.template import SLOT, split
-from gp_virl.text.tokenizer import IMAGE
+from gp_virl.text import wordings
+from gp_virl.text.template import IMAGE, SLOT, split
 
 PROMPT_ORDER = ("rule", "instructions", "history", "observation")
 PLACE = ("landmark", "side")
@@ -229,33 +226,5 @@ WORDINGS: Mapping[str, RouteWording] = {"full": FULL, "brief": BRIEF}
 
 
 def load_wording(name_or_path: str) -> RouteWording:
-    """The wording 'full' or 'brief', or that of a .json or .toml file with the same fields.
-
-    ValueError names the fields or slots that are missing, unknown or wrong, and those allowed.
-    """
-    if name_or_path in WORDINGS:
-        return WORDINGS[name_or_path]
-    path = pathlib.Path(name_or_path)
-    readers = {".json": json.loads, ".toml": tomllib.loads}
-    if path.suffix not in readers or not path.is_file():
-        raise ValueError(
-            f"no wording {name_or_path!r}; give one of {', '.join(map(repr, WORDINGS))}, or the "
-            "path of an existing .json or .toml file with the fields of a wording"
-        )
-    try:
-        fields = readers[path.suffix](path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: not readable as {path.suffix[1:].upper()}: {error}") from error
-    allowed = [field.name for field in dataclasses.fields(RouteWording)]
-    given = set(fields) if isinstance(fields, Mapping) else set()
-    wrong = [name for name in allowed if name in given and type(fields[name]) is not str]
-    if given != set(allowed) or wrong:
-        raise ValueError(
-            f"{path}: unknown fields {sorted(given - set(allowed))}, missing fields "
-            f"{sorted(set(allowed) - given)}, not texts {wrong}; a wording is a table with exactly "
-            f"the fields {', '.join(allowed)}"
-        )
-    try:
-        return RouteWording(**fields)
-    except ValueError as error:
-        raise type(error)(f"{path}: {error}") from error
+    """The wording 'full' or 'brief', or a user's; ValueError as `wordings.load`."""
+    return wordings.load(name_or_path, RouteWording, WORDINGS)

@@ -10,9 +10,10 @@ from gp_virl.envs import cards, formulas
 from gp_virl.envs.card_dialogue import VARIANTS, CardDialogue, CardTexts
 from gp_virl.envs.general_points import OUTCOMES
 from gp_virl.text import template
-from gp_virl.text.prompts import BRIEF, FULL, from_fields
+from gp_virl.text.prompts import BRIEF, FULL, Wording
 from gp_virl.text.template import TemplateError, encode, render
 from gp_virl.text.tokenizer import tiny
+from gp_virl.text.wordings import from_fields
 from gp_virl.types import Context
 from tests.text.bpe import llama_like, llama_vision_like
 
@@ -215,6 +216,6 @@ def test_prompt_and_expert_reply() -> None:
 
 def test_a_wording_that_merges_with_its_slots_is_refused() -> None:
     fields = {name: getattr(BRIEF, name) for name in BRIEF.__dataclass_fields__}
-    wording = from_fields({**fields, "wrong_value": "Value 1{value}"}, "mine")
+    wording = from_fields({**fields, "wrong_value": "Value 1{value}"}, "mine", Wording)
     with pytest.raises(TemplateError, match="feedback 'wrong_value'"):
         CardDialogue.build(TINY, wording, FACE_TEN, 24)

@@ -81,6 +81,8 @@ def test_walks_with_wrong_and_right_replies(rule: str) -> None:
             assert bool(verdict.solved[lane]) == done
             assert bool(verdict.terminated[lane]) == (done or exceeded)
             assert not verdict.truncated[lane]
+            assert bool(verdict.recognized[lane]) == seeing
+            assert bool(verdict.closed[lane]) == (correct or exceeded)
             assert int(state.turn[lane]) == turn + 1
             assert bool(state.fault.landmark[lane]) == (reply[1] != truth[1])
             assert bool(state.fault.intersection[lane]) == (reply[2] != truth[2])
@@ -160,6 +162,21 @@ def test_a_given_start_heading_stays_and_others_are_drawn_evenly() -> None:
     assert (state.turn == 0).all() and (state.fault.outcome == -1).all()
 
 
+def test_only_allowed_routes_are_drawn_each_as_often() -> None:
+    keys = jax.random.split(jax.random.key(0), 3000)
+    reset = jax.jit(lambda env, keys: jax.vmap(env.reset)(keys))
+    last = len(ROUTES) - 1
+    for allowed in ([1, last], [0], list(range(len(ROUTES)))):
+        env = Navigation.build(BANK, NAMES, "absolute", 2, PAPER_REWARDS, allowed)
+        drawn = np.bincount(np.asarray(reset(env, keys).route), minlength=len(ROUTES))
+        assert (drawn[allowed] > 0.8 * 3000 / len(allowed)).all() and drawn.sum() == 3000
+        assert drawn[allowed].sum() == 3000
+        pairs = zip(jax.tree.leaves(env), jax.tree.leaves(ENVS["relative"]), strict=True)
+        assert all(one.shape == other.shape for one, other in pairs)
+    whole = reset(ENVS["absolute"], keys)
+    assert (reset(env, keys).route == whole.route).all()
+
+
 def test_one_program_plays_both_rules() -> None:
     traced = []
 
@@ -189,6 +206,9 @@ def test_build_says_what_is_wrong() -> None:
         Navigation.build(BANK, NAMES, "clockwise", 2, PAPER_REWARDS)
     with pytest.raises(ValueError, match="at most 128 bytes"):
         Navigation.build(BANK, (*NAMES[1:], "n" * 129), "absolute", 2, PAPER_REWARDS)
+    for allowed in ([], [len(ROUTES)], [0, -1], [0, 0]):
+        with pytest.raises(ValueError, match=f"routes to draw from: given .*0..{len(ROUTES) - 1}"):
+            Navigation.build(BANK, NAMES, "absolute", 2, PAPER_REWARDS, allowed)
     bank, names, _ = routes.bank([ROUTES[0], route("x", [(10, None, None)], [0])])
     with pytest.raises(ValueError, match="the destination of route 1"):
         Navigation.build(bank, names, "absolute", 2, PAPER_REWARDS)

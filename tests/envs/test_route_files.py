@@ -8,7 +8,7 @@ import pytest
 
 from gp_virl.envs import routes
 from gp_virl.envs.panorama_map import drawn_between, metres
-from gp_virl.envs.route_files import read_routes, street_view_folders
+from gp_virl.envs.route_files import read_routes, routes_of, street_view_folders
 from gp_virl.envs.routes import RouteError
 from tests.envs.route_examples import (
     CORNER,
@@ -109,6 +109,29 @@ def test_waypoints_are_panoramas_where_they_are_known(tmp_path: Path) -> None:
         assert milestone or min(metres(point.position, end) for end in ends) > 8
     assert len(read_routes(folder, 0)[0].waypoints) == 3
     assert len(read_routes(folder, 99)[0].waypoints) == 3 + 9 + 3
+
+
+def test_routes_in_memory_are_those_of_a_folder(tmp_path: Path) -> None:
+    objects = [two_legs(), changed("init_heading", 9), changed("dest_place.region", ...)]
+    for mapping, pictures in ((STREET, EVERY), (None, ())):
+        folder = write(tmp_path / f"from{len(pictures)}", [objects, 3], mapping, pictures)
+        for most in (0, 3, 99):
+            read = read_routes(folder, most)
+            assert routes_of(objects, mapping, most, folder.name) == read
+    assert read[2].region == "from0"
+
+
+def test_wrong_routes_in_memory_are_told() -> None:
+    with pytest.raises(RouteError, match="mine: no route was read\n  route '0 to Hall': init_h"):
+        routes_of([changed("init_heading", "x")], STREET, 3, "mine")
+    with pytest.raises(RouteError, match="mine: given an object, allowed: {.lat"):
+        routes_of([two_legs()], {}, 3, "mine")
+    with pytest.raises(RouteError, match="mine: given no route, allowed: at least one"):
+        routes_of([], STREET, 3, "mine")
+    with pytest.raises(RouteError, match="geocode_list.0.: no street view: the nearest"):
+        routes_of([two_legs()], {START: "n0"}, 3, "mine")
+    with pytest.raises(ValueError, match="max_straight: given -1"):
+        routes_of([two_legs()], STREET, -1, "mine")
 
 
 def test_a_panorama_without_its_files_is_passed_by(tmp_path: Path) -> None:

@@ -303,6 +303,18 @@ def test_both_rules_are_one_program() -> None:
     assert len(traced) == 1
 
 
+def test_a_game_on_some_routes_is_the_same_program_and_limit() -> None:
+    _, _, whole = GAMES["told, absolute, brief"]
+    game = RouteGame.build(
+        BANK, NAMES, "absolute", 2, PAPER_REWARDS, TINY, BRIEF, None, T, BYTES, [3, 1]
+    )  # fmt: skip
+    state = jax.vmap(game.reset)(jax.random.split(jax.random.key(1), 200))
+    assert set(state.route.tolist()) == {1, 3}
+    assert jax.tree.structure(game) == jax.tree.structure(whole)
+    pairs = zip(jax.tree.leaves(game), jax.tree.leaves(whole), strict=True)
+    assert all(one.shape == other.shape for one, other in pairs)
+
+
 def test_a_wording_that_does_not_compose_is_refused() -> None:
     words = dataclasses.replace(BRIEF, landmark="{landmark}side is on your {side}")
     with pytest.raises(TemplateError, match="inside the whole string"):

@@ -10,7 +10,7 @@ from PIL import Image
 
 from gp_virl.envs import city as cities
 from gp_virl.envs.panoramas import panorama
-from gp_virl.envs.route_files import read_routes
+from gp_virl.envs.route_files import read_routes, routes_of
 from gp_virl.envs.street_views import read_panoramas
 from launch import make_city
 
@@ -45,6 +45,7 @@ def test_the_reader_reads_them(written) -> None:
     out, city = written
     routes = read_routes(out, max_straight=20, need_views=True)
     assert len(routes) == 12
+    assert routes_of(cities.routes(city, 12), city.mapping, 20, out.name) == routes
     for route in routes:
         panos = [point.pano for point in route.waypoints]
         assert len(set(panos)) == len(panos)

@@ -5,10 +5,12 @@ import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from gp_virl.metrics import jsonl_writer
 from gp_virl.plots.paper import TASKS
 from launch.plot import main
+from tests.envs.route_examples import changed, two_legs, write
 from tests.plots.synthetic import study, task_study, write_study
 from tests.plots.test_transcripts import entry
 
@@ -92,6 +94,34 @@ def test_what_cannot_be_drawn_is_said_in_one_line(
     error = capsys.readouterr().err
     assert named in error and error.count("\n") == 1
     assert not Path(arguments[3]).exists()
+
+
+def test_a_route_is_drawn_from_files(tmp_path: Path, capsys) -> None:
+    folder = write(tmp_path, [[two_legs(), changed("init_heading", 9)], 2])
+    out = tmp_path / "a.svg"
+    asked = ["route", str(folder), "--index=1", "--rule=relative", "--out", str(out)]
+    assert main(asked) == 0 and capsys.readouterr().out.strip() == str(out)
+    assert "Turn slightly left." in out.read_text() and "1 to Hall" in out.read_text()
+    for arguments, named in (
+        (["--index=2"], "--index: given 2, allowed: 0..1"),
+        (["--style=lagos"], "leave them out with ROUTES"),
+        (["--seed=0"], "leave them out with ROUTES"),
+    ):
+        assert main(["route", str(folder), *arguments, "--out", "b.svg"]) == 1
+        assert named in capsys.readouterr().err
+    assert main(["route", str(tmp_path / "none"), "--out", "b.svg"]) == 1
+    assert "no routes are there" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["route", "--index=-1", "--out", "b.svg"])
+    assert "given '-1', allowed: an integer >= 0" in capsys.readouterr().err
+
+
+def test_a_route_of_a_city_is_drawn(tmp_path: Path) -> None:
+    out = tmp_path / "a.png"
+    asked = ["route", "--style=lagos", "--seed=1", "--index=1", "--title=Mine", "--max-straight=1"]
+    assert main([*asked, "--out", str(out)]) == 0
+    with Image.open(out) as picture:
+        assert picture.width == 1650 and picture.height > 1650
 
 
 def test_the_command_line_names_what_it_takes(capsys) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from gp_virl.envs import general_points, navigation
 from gp_virl.plots.results import ResultsError
 from gp_virl.plots.transcripts import OUTCOMES, page, read_transcripts, transcript
 
@@ -210,3 +211,7 @@ def test_a_malformed_transcript_is_named(change: dict, named: str) -> None:
         transcript(entry() | change, "file, line 3")
     with pytest.raises(ResultsError, match="missing branch, hand"):
         transcript({"split": "id"})
+
+
+def test_every_outcome_of_the_environments_has_its_colour() -> None:
+    assert {*general_points.OUTCOMES, *navigation.OUTCOMES} == set(OUTCOMES)

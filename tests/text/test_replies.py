@@ -291,6 +291,20 @@ def test_tokens_become_the_text_they_came_from(make) -> None:
     assert bytes(np.asarray(cut)) == text.encode()[:7] and int(length) == 7
 
 
+def test_the_last_field_is_found_by_its_tokens() -> None:
+    tokenizer = byte_level()
+    bank, field = replies.byte_bank(tokenizer), b"fo="
+    find = jax.jit(replies.field_start, static_argnums=(3, 4))
+    for text in ("fo=", "", "fo fo", "fo=fo=", "ab fo=\u00e9 fo=7 fo", "\u00e9fo= fo=" + "x" * 99):
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        tokens = jnp.zeros(128, jnp.int32).at[: len(ids)].set(jnp.array(ids, jnp.int32))
+        ends = np.cumsum([int(bank.length[token]) for token in ids])
+        for size in (4, 10, 200):
+            place = text.encode()[:size].rfind(field)
+            want = len(ids) if place < 0 else int((ends <= place).sum())
+            assert int(find(bank, tokens, jnp.int32(len(ids)), size, field)) == want, (text, size)
+
+
 def test_a_vocabulary_of_another_kind_is_named() -> None:
     model = models.WordLevel({"caf\u20ac": 0, "[UNK]": 1}, unk_token="[UNK]")
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(model), unk_token="[UNK]")

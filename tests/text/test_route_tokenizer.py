@@ -2,8 +2,8 @@ import pytest
 
 from gp_virl.envs import routes
 from gp_virl.text import route_tokenizer
-from gp_virl.text.template import encode
-from gp_virl.text.tokenizer import IMAGE, SPECIAL, head_rows, tiny
+from gp_virl.text.template import IMAGE, encode
+from gp_virl.text.tokenizer import SPECIAL, head_rows, tiny
 
 WORDS = ("Harbor", "Mango", " Tea House", " Bakery")
 TINY = route_tokenizer.tiny_routes(WORDS)
