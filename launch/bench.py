@@ -23,16 +23,18 @@ from flax import nnx
 from jaxtyping import PyTree
 
 from gp_virl.config import StudyConfig
-from gp_virl.data import gp_sft, pipeline
+from gp_virl.data import pipeline
+from gp_virl.envs import navigation
 from gp_virl.envs.general_points import new_state
 from gp_virl.text import replies, template
 from gp_virl.train import sft
 from gp_virl.train.state import create, optimizer
+from gp_virl.types import Context
 from launch import branches, card_study, train_rl
 from launch import lab as labs
 from launch.lab import Lab
 
-DEALT, JUDGED, DIALOGUES = 65_536, 16_384, 4_096
+DEALT, JUDGED, STEPPED, DIALOGUES = 65_536, 16_384, 8_192, 4_096
 HEAD = f"{'what':<28} {'median':>12} {'least':>12} {'most':>12}  {'unit':<16} batch"
 
 
@@ -108,7 +110,7 @@ def deals(lab: Lab, repeats: int) -> Iterator[Row | Compiled]:
 def verdicts(lab: Lab, repeats: int) -> Iterator[Row | Compiled]:
     """Replies judged, right and wrong ones: from tokens, as in a rollout, and from bytes."""
     game, size = lab.games["train"], lab.config.rollout.reply_length
-    talks = dialogues(lab, suboptimal=0.5)
+    talks = lab.study.made(lab.config, DIALOGUES, suboptimal=0.5)
     said = [(text, talk["ranks"]) for talk in talks for text in talk["contents"][1::2]]
     said = [said[i % len(said)] for i in range(JUDGED)]
     ids = template.encode(lab.tokenizer, [text for text, _ in said])
@@ -135,8 +137,35 @@ def verdicts(lab: Lab, repeats: int) -> Iterator[Row | Compiled]:
         yield rate(f"replies judged, from {name}", "replies/s", JUDGED, times, batch)
 
 
+def steps(lab: Lab, repeats: int) -> Iterator[Row | Compiled]:
+    """Waypoints stepped: the expert's replies judged, from tokens, and the next context asked."""
+    game, size = lab.games["train"], lab.config.rollout.reply_length
+    talks = lab.study.made(lab.config, DIALOGUES, suboptimal=0.5)
+    talks = [talks[i % len(talks)] for i in range(STEPPED)]
+    ids = template.encode(lab.tokenizer, [talk["contents"][-1] for talk in talks])
+    tokens, length = _rows([[*one, int(game.eot)] for one in ids], size, np.int32)
+    route, start, waypoint = (
+        jnp.asarray([talk[name] for talk in talks]) for name in ("route", "start", "waypoint")
+    )
+    state = jax.vmap(navigation.new_state)(route, start).replace(waypoint=waypoint)
+    blank = Context(
+        jnp.zeros((STEPPED, lab.config.rollout.context), jnp.int32), jnp.ones(STEPPED, jnp.int32)
+    )
+
+    @jax.jit
+    def step(game, state, tokens, length, past):
+        state, verdict = jax.vmap(game.judge)(state, tokens, length)
+        return verdict, jax.vmap(game.observe)(state, past)
+
+    given = (game, state, tokens, length, blank)
+    yield (program := compiled("step", step, *given))
+    times = seconds(functools.partial(program.run, *given), repeats)
+    batch = f"{STEPPED} replies x {size} tokens"
+    yield rate("waypoints stepped", "waypoints/s", STEPPED, times, batch)
+
+
 def sights(lab: Lab, params: PyTree, repeats: int) -> Iterator[Row | Compiled]:
-    """Hands drawn as pictures, and pictures through tower and projector."""
+    """Hands or street views drawn as pictures, and pictures through tower and projector."""
     game, roll = lab.games["train"], lab.config.rollout
     count = -(-roll.lanes // roll.images) * roll.images
     states = jax.vmap(lambda e: game.reset(jax.random.fold_in(jax.random.key(0), e)))
@@ -154,7 +183,8 @@ def sights(lab: Lab, params: PyTree, repeats: int) -> Iterator[Row | Compiled]:
     yield (program := compiled("draw", draw, game, scene))
     times = seconds(lambda: program.run(game, scene), repeats)
     batch = f"{count} x {lab.config.env.image_size} pixels square"
-    yield rate("hands rendered", "hands/s", count, times, batch)
+    name = "hands" if lab.study is card_study else "views"
+    yield rate(f"{name} rendered", f"{name}/s", count, times, batch)
     pictures = program.run(game, scene)
     yield (program := compiled("encode", encode, params, pictures))
     times = seconds(lambda: program.run(params, pictures), repeats)
@@ -164,7 +194,8 @@ def sights(lab: Lab, params: PyTree, repeats: int) -> Iterator[Row | Compiled]:
 def fine_tuning(lab: Lab, params: PyTree, repeats: int) -> Iterator[Row | Compiled]:
     """The base's update on packed dialogues."""
     run = lab.config.base
-    talks = pipeline.tokenized(dialogues(lab, lab.config.data.suboptimal), lab.tokenizer)
+    made = lab.study.made(lab.config, DIALOGUES, lab.config.data.suboptimal)
+    talks = pipeline.tokenized(made, lab.tokenizer)
     shape = {"length": run.length, "batch_size": run.batch_size, "pictures": run.pictures}
     rows = next(iter(pipeline.batches(talks, **shape, seed=0)))
     batch = sft.Batch(**branches.on_mesh(lab, rows))
@@ -232,17 +263,7 @@ def evaluation(lab: Lab, params: PyTree, repeats: int) -> Iterator[Row | Compile
     given = (params, lab.games["id"], key, key, labs.sampling(lab.config, "greedy"))
     yield (program := compiled("evaluation", lab.play, *given, hands=hands))
     times = seconds(functools.partial(program.run, *given), repeats)
-    yield rate("evaluation", "hands/s", hands, times, f"{hands} hands")
-
-
-def dialogues(lab: Lab, suboptimal: float) -> list[dict[str, Any]]:
-    """Expert dialogues of the branches, made in memory."""
-    about = card_study.expert(lab.config, base=False)
-    return list(
-        gp_sft.dialogues(
-            dataclasses.replace(about, name="", examples=DIALOGUES, suboptimal=suboptimal)
-        )
-    )
+    yield rate("evaluation", "episodes/s", hands, times, f"{hands} episodes")
 
 
 def _rows(pieces: Sequence[Sequence[int]], width: int, dtype: type) -> tuple[jax.Array, jax.Array]:
@@ -255,8 +276,11 @@ def _rows(pieces: Sequence[Sequence[int]], width: int, dtype: type) -> tuple[jax
 
 def measured(lab: Lab, params: PyTree, repeats: int) -> Iterator[Row | Compiled]:
     """Everything, one after the other."""
-    yield from deals(lab, repeats)
-    yield from verdicts(lab, repeats)
+    if lab.study is card_study:
+        yield from deals(lab, repeats)
+        yield from verdicts(lab, repeats)
+    else:
+        yield from steps(lab, repeats)
     if lab.config.pictured:
         yield from sights(lab, params, repeats)
     yield from fine_tuning(lab, params, repeats)

@@ -95,6 +95,16 @@ def dataset(config: cfg.StudyConfig, base: bool, place: Path) -> Any:
     return builder
 
 
+def made(config: cfg.StudyConfig, examples: int, suboptimal: float) -> list[dict[str, Any]]:
+    """Dialogues of the branches, made in memory."""
+    about = expert(config, base=False)
+    return list(
+        gp_sft.dialogues(
+            dataclasses.replace(about, name="", examples=examples, suboptimal=suboptimal)
+        )
+    )
+
+
 def described(states: PyTree, episode: int) -> dict[str, Any]:
     """What a transcript tells about an episode."""
     return {"hand": [cards.SYMBOLS[rank] for rank in jax.device_get(states.ranks[episode])]}

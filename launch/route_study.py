@@ -194,6 +194,16 @@ def dataset(config: cfg.StudyConfig, base: bool, place: Path) -> Any:
     return builder
 
 
+def made(config: cfg.StudyConfig, examples: int, suboptimal: float) -> list[dict[str, Any]]:
+    """Dialogues of the branches, made in memory."""
+    about = expert(config, base=False)
+    return list(
+        virl_sft.dialogues(
+            dataclasses.replace(about, name="", examples=examples, suboptimal=suboptimal)
+        )
+    )
+
+
 def described(states: PyTree, episode: int) -> dict[str, Any]:
     """What a transcript tells about an episode."""
     return {"hand": [], "route": int(jax.device_get(states.route[episode]))}

@@ -4,10 +4,12 @@ import time
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from configs import gp_l
+from configs import gp_l, gp_vl
 from gp_virl.config import build
+from gp_virl.model import mllama
 from launch import bench
 from launch.lab import open_lab
 
@@ -58,6 +60,23 @@ def test_rates_of_the_environment(few, part, names: list[str]) -> None:
         if isinstance(one, bench.Row):
             assert one.repeats == 2 and 0 < one.low <= one.value <= one.high
             assert one.unit in ("hands/s", "replies/s") and one.batch.startswith("256 ")
+
+
+def test_rates_of_pictures(few) -> None:
+    """As many hands as lanes, drawn at once, and encoded a few at a time as in a rollout."""
+    config = gp_vl.get_config("tiny")
+    config.env.update(image_size=48)
+    config.rollout.update(lanes=6, images=4)
+    lab = open_lab(build(config))
+    shapes = mllama.abstract(lab.model)[1]
+    params = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
+    drawn, rendered, encode, encoded = bench.sights(lab, params, 2)
+    assert (drawn.name, encode.name) == ("draw", "encode")
+    assert (rendered.name, rendered.unit) == ("hands rendered", "hands/s")
+    assert (encoded.name, encoded.unit) == ("images encoded", "images/s")
+    for one in (rendered, encoded):
+        assert one.repeats == 2 and 0 < one.low <= one.value <= one.high
+        assert one.batch == "8 x 48 pixels square"  # the lanes in whole encodings
 
 
 def test_the_replies_judged_are_of_all_kinds(monkeypatch, few) -> None:
