@@ -17,7 +17,6 @@ from gp_virl.envs.cards import RANKS, SYMBOLS, FaceRule
 from gp_virl.text import template
 from gp_virl.text.prompts import PICTURED, Wording
 from gp_virl.text.template import (
-    IMAGE,
     Case,
     ChatGlue,
     Layout,
@@ -25,7 +24,6 @@ from gp_virl.text.template import (
     PieceBank,
     Pieces,
     Slot,
-    TemplateError,
 )
 from gp_virl.types import CARDS, KEPT_NUMBERS
 
@@ -40,7 +38,6 @@ VARIANTS = (
     "illegal",
     "unrecognized",
 )
-STOP_TOKENS = ("<|eot_id|>", "<|end_of_text|>", "<|eom_id|>")
 # Where the lists stand in the values that fill a layout; 0 and 1 are a literal's and an absence.
 PLACES = {
     **{("cards", i): 2 + i for i in range(CARDS)},
@@ -167,7 +164,6 @@ class CardDialogue(CardTexts):
 
     pieces: CardPieces
     eot: int  # the token that ends a reply
-    pad: int
     stops: tuple[int, ...]  # generation ends after any of these; eot is the first
     prompt_limit: int  # tokens of the longest prompt
     feedback_limit: int  # tokens of the longest feedback, with the end token of a cut reply
@@ -184,7 +180,7 @@ class CardDialogue(CardTexts):
     ) -> "CardDialogue":
         """Compiled and proved; TemplateError if wording and tokenizer don't go together."""
         texts = CardTexts(wording, rule, target, pictured=pictured)
-        image_token = _image_token(tokenizer) if pictured else None
+        image_token = template.image_token(tokenizer) if pictured else None
         glue, pieces = ChatGlue.of(tokenizer, pictured), Pieces(tokenizer)
         asked, feedbacks = _compile(texts, glue, pieces)
         template.prove("the card game", pieces, _cases(texts, pieces, asked, feedbacks))
@@ -194,9 +190,6 @@ class CardDialogue(CardTexts):
             asked=Layout(one.first[0], one.last[0], one.source[0]),
             feedbacks=template.lay_out(feedbacks, PLACES),
         )
-        known = [tokenizer.get_vocab().get(name) for name in STOP_TOKENS]
-        stops = [glue.end_id, *known, tokenizer.eos_token_id]
-        pad = tokenizer.pad_token_id
         return cls(
             wording,
             rule,
@@ -204,8 +197,7 @@ class CardDialogue(CardTexts):
             pictured=pictured,
             pieces=compiled,
             eot=glue.end_id,
-            pad=glue.end_id if pad is None else pad,
-            stops=tuple(dict.fromkeys(stop for stop in stops if stop is not None)),
+            stops=template.stop_tokens(tokenizer, glue),
             prompt_limit=template.longest(asked, pieces),
             feedback_limit=max(template.longest(atoms, pieces) for atoms in feedbacks),
             image_token=image_token,
@@ -235,17 +227,6 @@ class CardDialogue(CardTexts):
         """Tokens of the longest possible conversation, its last reply included."""
         later = (max_turns - 1) * (self.feedback_limit + reply_length)
         return self.prompt_limit + reply_length + later
-
-
-def _image_token(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The id of <|image|>; TemplateError if a tokenizer doesn't keep it whole."""
-    ids = template.encode(tokenizer, [IMAGE])[0]
-    if len(ids) != 1 or ids[0] not in tokenizer.added_tokens_decoder:
-        raise TemplateError(
-            f"the tokenizer reads {IMAGE} as {tokenizer.convert_ids_to_tokens(ids)}, not as one "
-            "special token; pictures need the tokenizer of a vision model, or 'tiny'"
-        )
-    return ids[0]
 
 
 Atoms = tuple[int | Slot, ...]

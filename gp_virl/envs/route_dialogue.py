@@ -15,7 +15,6 @@ from flax import struct
 from jaxtyping import Array, Bool, Int
 from transformers import PreTrainedTokenizerBase
 
-from gp_virl.envs.card_dialogue import STOP_TOKENS
 from gp_virl.envs.navigation import ACTIONS, DIRECTIONS, Fault, Journey
 from gp_virl.envs.route_texts import (
     ARRIVE,
@@ -31,7 +30,6 @@ from gp_virl.envs.routes import SIDES
 from gp_virl.text import template
 from gp_virl.text.route_prompts import RouteWording
 from gp_virl.text.template import (
-    IMAGE,
     Case,
     ChatGlue,
     Layout,
@@ -145,7 +143,6 @@ class RouteDialogue(RouteTexts):
 
     pieces: RoutePieces
     eot: int  # the token that ends a reply
-    pad: int
     stops: tuple[int, ...]  # generation ends after any of these; eot is the first
     image_token: int | None  # stands at the start of the prompt; None where places are told
     present_limit: int  # tokens of the longest present observation
@@ -167,23 +164,19 @@ class RouteDialogue(RouteTexts):
         texts = RouteTexts(wording, tuple(names), visual)
         legs = max(legs, 2)  # a proof walks past a landmark before it arrives
         glue, pieces = ChatGlue.of(tokenizer, visual), _SharedPieces(tokenizer)
-        image_token = _image_token(tokenizer) if visual else None
+        image_token = template.image_token(tokenizer) if visual else None
         _refuse_special(tokenizer, names)
         groups = _compile(texts, glue, pieces, legs)
         layouts = {name: template.lay_out(rows, PLACES) for name, rows in groups.items()}
         compiled = RoutePieces(bank=pieces.bank(), **layouts)
         template.prove("navigation", pieces, _cases(texts, compiled, pieces, legs))
-        known = [tokenizer.get_vocab().get(name) for name in STOP_TOKENS]
-        stops = [glue.end_id, *known, tokenizer.eos_token_id]
-        pad = tokenizer.pad_token_id
         return cls(
             wording,
             texts.names,
             visual,
             pieces=compiled,
             eot=glue.end_id,
-            pad=glue.end_id if pad is None else pad,
-            stops=tuple(dict.fromkeys(stop for stop in stops if stop is not None)),
+            stops=template.stop_tokens(tokenizer, glue),
             image_token=image_token,
             present_limit=max(template.longest(row, pieces) for row in groups["present"]),
             feedback_limit=max(template.longest(row, pieces) for row in groups["feedbacks"]),
@@ -198,17 +191,6 @@ class RouteDialogue(RouteTexts):
 
 
 Atoms = tuple[int | Slot, ...]
-
-
-def _image_token(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The id of <|image|>; TemplateError if the tokenizer doesn't keep it whole."""
-    ids = template.encode(tokenizer, [IMAGE])[0]
-    if len(ids) != 1 or ids[0] not in tokenizer.added_tokens_decoder:
-        raise TemplateError(
-            f"the tokenizer reads {IMAGE} as {tokenizer.convert_ids_to_tokens(ids)}, not as one "
-            "special token; street views need the tokenizer of a vision model"
-        )
-    return ids[0]
 
 
 def _refuse_special(tokenizer: PreTrainedTokenizerBase, names: Sequence[str]) -> None:

@@ -22,6 +22,7 @@ SLOT = re.compile(r"\{([a-z_]+)\}")
 # Llama 3.2's template prints today's date unless it is given one; a study needs the same every day.
 DATE = "26 Jul 2024"
 PROOF_BATCH = 512
+STOP_TOKENS = ("<|eot_id|>", "<|end_of_text|>", "<|eom_id|>")  # of Llama 3
 IMAGE = "<|image|>"  # where a picture is; in contents only at the start
 
 
@@ -125,6 +126,17 @@ def encode(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[in
     )["input_ids"]
 
 
+def image_token(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The id of IMAGE; TemplateError if the tokenizer doesn't keep it whole."""
+    ids = encode(tokenizer, [IMAGE])[0]
+    if len(ids) != 1 or ids[0] not in tokenizer.added_tokens_decoder:
+        raise TemplateError(
+            f"the tokenizer reads {IMAGE} as {tokenizer.convert_ids_to_tokens(ids)}, not as one "
+            "special token; pictures need the tokenizer of a vision model, or a tiny one"
+        )
+    return ids[0]
+
+
 def chat(contents: Sequence[str]) -> list[dict[str, str]]:
     """Chat messages with these contents; the user speaks first, then they take turns."""
     roles = ("user", "assistant")
@@ -195,6 +207,13 @@ class ChatGlue:
                 "special token; the model needs one to end its reply with"
             )
         return cls(opening, asking, end, after[len(end) :], ids[0])
+
+
+def stop_tokens(tokenizer: PreTrainedTokenizerBase, glue: ChatGlue) -> tuple[int, ...]:
+    """Tokens after any of which a reply has ended; the one that the model should write is first."""
+    known = [tokenizer.get_vocab().get(name) for name in STOP_TOKENS]
+    stops = [glue.end_id, *known, tokenizer.eos_token_id]
+    return tuple(dict.fromkeys(stop for stop in stops if stop is not None))
 
 
 @dataclasses.dataclass(frozen=True)

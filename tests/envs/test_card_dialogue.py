@@ -137,7 +137,6 @@ def test_ids_of_the_tiny_tokenizer() -> None:
     name = TINY.convert_ids_to_tokens
     assert name(dialogue.eot) == "<|eot_id|>" == name(dialogue.stops[0])
     assert set(name(list(dialogue.stops))) == {"<|eot_id|>", "<|end_of_text|>", "<|eom_id|>"}
-    assert name(dialogue.pad) == "<|finetune_right_pad_id|>"
     assert dialogue.context_limit(40, 1) == dialogue.prompt_limit + 40
     assert (
         dialogue.context_limit(40, 3) == dialogue.prompt_limit + 120 + 2 * dialogue.feedback_limit

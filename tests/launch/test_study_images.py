@@ -43,11 +43,13 @@ runpy.run_module("launch.study", run_name="__main__")
 def study(tmp_path_factory) -> tuple[Path, list[str]]:
     """The work directory, and what was said at the first and at the second time."""
     place = tmp_path_factory.mktemp("seen")
-    cache = {"JAX_COMPILATION_CACHE_DIR": str(place / "compiled")}
-    cache["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    quick = {"JAX_COMPILATION_CACHE_DIR": str(place / "compiled")}
+    quick["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    quick["XLA_FLAGS"] = "--xla_backend_optimization_level=0"  # most of the time is compilation
+    quick["XLA_FLAGS"] += " --xla_llvm_disable_expensive_passes=true"
     done = subprocess.run(
         [sys.executable, "-c", TWICE, f"--workdir={place / 'study'}", *FLAGS],
-        cwd=ROOT, env=os.environ | {"JAX_PLATFORMS": "cpu"} | cache,
+        cwd=ROOT, env=os.environ | {"JAX_PLATFORMS": "cpu"} | quick,
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-4000:]
