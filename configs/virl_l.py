@@ -47,10 +47,10 @@ def tiny(config: ConfigDict) -> None:
     config.sft_matched.update(steps=300, learning_rate=1e-4, batch_size=24, microbatch=24)
     config.rollout.update(lanes=128, turns=6)
     config.ppo.update(
-        updates=30,
-        epochs=1,
+        updates=60,
+        epochs=2,
         microbatch=16,
-        learning_rate=1e-4,
+        learning_rate=2e-4,
         value_learning_rate=3e-3,
         value_warmup=3,
         value_shapes_decoder=False,

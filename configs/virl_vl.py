@@ -20,7 +20,11 @@ def tiny(config: ConfigDict) -> None:
     """0.5M parameters from scratch: two CPU cores, at most 60 minutes."""
     virl_l.tiny(config)
     config.data.update(examples=20_000)
+    config.base.update(steps=500)
+    config.sft.update(steps=200)
+    config.sft_matched.update(steps=200)
     config.rollout.update(images=32)
+    config.ppo.update(updates=30)
     config.eval.update(transcripts=2)
 
 
