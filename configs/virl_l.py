@@ -44,7 +44,7 @@ def tiny(config: ConfigDict) -> None:
         run.update(length=448)
     config.base.update(steps=600, learning_rate=3e-3, batch_size=24, microbatch=24)
     config.sft.update(steps=300, learning_rate=1e-3, batch_size=24, microbatch=24)
-    config.sft_matched.update(steps=300, learning_rate=1e-4, batch_size=24, microbatch=24)
+    config.sft_matched.update(steps=300, learning_rate=2e-4, batch_size=24, microbatch=24)
     config.rollout.update(lanes=128, turns=6)
     config.ppo.update(
         updates=60,
