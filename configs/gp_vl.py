@@ -40,7 +40,7 @@ def small(config: ConfigDict) -> None:
 def large(config: ConfigDict) -> None:
     """Llama-3.2-Vision 11B with the paper's settings on 32 devices."""
     gp_l.large(config)
-    config.env.update(image_size=1120)
+    config.env.update(image_size=1200)
     config.rollout.update(images=32)
 
 

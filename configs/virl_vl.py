@@ -38,7 +38,7 @@ def small(config: ConfigDict) -> None:
 def large(config: ConfigDict) -> None:
     """Llama-3.2-Vision 11B with the paper's settings on 32 devices."""
     virl_l.large(config)
-    config.env.update(image_size=1120)
+    config.env.update(image_size=1285)
     config.rollout.update(images=32)
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from ml_collections import ConfigDict
 
+OOD = ("rule", "visual")  # kinds of out-of-distribution splits
 FROZEN_CHOICES = ("none", "vision", "vision_and_projector")
 
 
@@ -113,6 +114,7 @@ class RouteConfig:
     rewards: RouteRewards
 
 
+DRAWN = "city"  # a source: nothing is read
 ENVIRONMENTS = {
     "gp_l": EnvConfig, "gp_vl": EnvConfig, "virl_l": RouteConfig, "virl_vl": RouteConfig
 }  # fmt: skip
@@ -120,7 +122,10 @@ ENVIRONMENTS = {
 
 @dataclass(frozen=True)
 class TextConfig:
-    """`tokenizer`: 'tiny' or a directory for AutoTokenizer; `wording`: full, brief or a file."""
+    """What is said and how it is cut into tokens; `wording`: full, brief or a file.
+
+    `tokenizer`: 'tiny' ('tiny_routes' for navigation) or a directory for AutoTokenizer.
+    """
 
     tokenizer: str
     wording: str
@@ -367,6 +372,9 @@ def _names(kind) -> str:
 
 def _ood_problems(study: StudyConfig):
     for name, changes in study.ood.items():
+        if name not in OOD:
+            yield f"config.ood.{name}: unknown; allowed: {', '.join(OOD)}"
+            continue
         whole = dataclasses.asdict(study.env) | dict(changes)
         found: list[str] = []
         _build(type(study.env), whole, f"config.ood.{name}", found)
@@ -386,5 +394,12 @@ def _joint_problems(study: StudyConfig):
             f"config.env.modality: given {study.env.modality} for task {study.task}, allowed: "
             f"{'text' if study.pictured else 'image'}"
         )
+    for name, split in study.splits.items():
+        same = name != "id" and isinstance(split, RouteConfig) and split.source != DRAWN
+        if same and split.source == study.env.source and split.style != study.env.style:
+            yield (
+                f"config.ood.{name.removesuffix('_ood')}.source: given {split.source}, the same as "
+                "in-distribution, where styles are not looked at; allowed: a folder of other cities"
+            )
     if study.data.ood_share and "rule" not in study.ood:
         yield "config.data.ood_share: given > 0, allowed only with config.ood.rule"

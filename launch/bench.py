@@ -201,7 +201,8 @@ def fine_tuning(lab: Lab, params: PyTree, repeats: int) -> Iterator[Row | Compil
     batch = sft.Batch(**branches.on_mesh(lab, rows))
     rule = optimizer(run, run.steps)
     update = jax.jit(
-        functools.partial(sft.update, lab.graph, rule, run.microbatch), donate_argnums=0
+        functools.partial(sft.update, lab.graph, rule, run.microbatch, frozen=run.frozen),
+        donate_argnums=0,
     )
     state = create(params, rule)
     yield (program := compiled("sft update", update, state, batch))

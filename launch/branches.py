@@ -18,7 +18,7 @@ from gp_virl.io import checkpoint
 from gp_virl.metrics import RunWriter
 from gp_virl.model import mllama
 from gp_virl.sharding import spec
-from launch.lab import DECODINGS, Lab, evaluate, shown
+from launch.lab import DECODINGS, Lab, evaluate, evaluated, shown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,9 +79,16 @@ def examples(lab: Lab, branch: Branch) -> Any:
     if not lab.config.data.file:
         return lab.study.dataset(lab.config, branch.name == "base", branch.data).source()
     try:
-        return llava_json.read(lab.config.data.file)
+        found = llava_json.read(lab.config.data.file)
     except llava_json.LlavaError as wrong:
         raise ConfigError(f"config.data.file: {wrong}") from wrong
+    if ("image" in found[0]) != lab.config.pictured:
+        raise ConfigError(
+            f"config.data.file: {lab.config.data.file} has dialogues "
+            f"{'without' if lab.config.pictured else 'with'} images, allowed for task "
+            f"{lab.config.task}: {'with' if lab.config.pictured else 'without'}"
+        )
+    return found
 
 
 def batches(lab: Lab, branch: Branch, run: SftConfig):
@@ -118,8 +125,7 @@ def evaluator(lab: Lab, branch: Branch, writer: RunWriter, last: int) -> Callabl
         }
         splits = list(lab.config.splits)
         if updates == last:
-            splits += lab.study.HELD_OUT
-            found = evaluate(lab, params, lab.config.eval.hands, about, splits)
+            found = evaluate(lab, params, lab.config.eval.hands, about, evaluated(lab))
         else:
             found = evaluate(lab, params, lab.config.eval.curve_hands, about, splits, DECODINGS[:1])
         for record in found:

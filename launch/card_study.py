@@ -16,7 +16,7 @@ from gp_virl.envs.card_game import CardGame
 from gp_virl.text import prompts, tokenizer
 
 PAPER_LAMBDA = "general_points"  # its name in evals.flops
-HELD_OUT = ("held_out",)  # games that are no splits: hands kept from all training
+HELD_OUT = "held_out"  # the game of the hands kept from all training
 
 
 def load_texts(config: cfg.StudyConfig) -> tuple[PreTrainedTokenizerBase, prompts.Wording]:
@@ -31,11 +31,17 @@ def build_games(
     roll = config.rollout
     envs = dict(config.splits)
     envs["train"] = dataclasses.replace(config.env, hands="seen")
-    envs["held_out"] = dataclasses.replace(config.env, hands="held_out")
+    if cards.held_out_multisets(config.env.held_out, config.env.seed).any():
+        envs[HELD_OUT] = dataclasses.replace(config.env, hands="held_out")
     return {
         name: CardGame.build(env, tokens, words, roll.reply_length, roll.reply_bytes)
         for name, env in envs.items()
     }
+
+
+def tries(config: cfg.StudyConfig) -> int | None:
+    """What figures and findings count: first tries."""
+    return 1
 
 
 def metrics(config: cfg.StudyConfig) -> tuple[str, ...]:
@@ -48,7 +54,7 @@ def groups(
 ) -> dict[str, Bool[np.ndarray, "hands"]]:
     """Hands of an evaluation that are counted together, by the suffix of the metric's name."""
     env, everyone = config.env, np.ones(len(states.ranks), bool)
-    if split in HELD_OUT:
+    if split == HELD_OUT:
         return {"_held_out": everyone}
     if split != "id":
         return {"": everyone}

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,9 @@ def write(lab: Lab, ends: Mapping[str, PyTree], seed: int, path: Path) -> None:
             about = {"branch": branch, "split": split, "seed": seed, "rule": env.rule}
             lines += [about | one for one in conversations(lab, play, params, split)]
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    part = path.with_name(path.name + ".part")  # there whole or not at all
+    part.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    os.replace(part, path)
 
 
 def conversations(lab: Lab, play, params: PyTree, split: str) -> Iterator[dict[str, Any]]:

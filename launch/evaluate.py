@@ -19,7 +19,7 @@ def main(config: StudyConfig, checkpoint: Path, hands: int | None, file: str | N
     lab = labs.open_lab(config)
     params, about = branches.load_params(lab, checkpoint)
     common = {"branch": about["branch"], "seed": config.seed, "updates": about["step"]}
-    splits = [*config.splits, *lab.study.HELD_OUT]
+    splits = labs.evaluated(lab)
     with jax.set_mesh(lab.mesh):
         found = labs.evaluate(lab, params, hands or config.eval.hands, common, splits)
     if jax.process_index():

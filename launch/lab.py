@@ -52,6 +52,11 @@ class Lab:
     play: Callable  # jitted episodes.outcomes: (params, game, deal, draw, sampling, hands)
 
 
+def evaluated(lab: Lab) -> list[str]:
+    """The games of an evaluation at a branch's end: all splits, and what is held out."""
+    return [name for name in lab.games if name != "train"]
+
+
 def open_lab(config: cfg.StudyConfig) -> Lab:
     """Check and build everything that costs little; ConfigError before any training starts."""
     study, choice = STUDIES[config.task], config.model
@@ -152,7 +157,10 @@ def evaluate(
             }
             groups = lab.study.groups(lab.config, split, states)
             seen = jax.device_get((tries.outcome, tries.recognized, tries.solved))
-            found += records(*seen, game.outcomes, about, groups, lab.study.metrics(lab.config))
+            found += records(
+                *seen, game.outcomes, about, groups, lab.study.metrics(lab.config),
+                lab.config.env.max_turns,
+            )  # fmt: skip
     return found
 
 

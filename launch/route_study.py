@@ -12,6 +12,7 @@ from jaxtyping import Bool, PyTree
 from transformers import PreTrainedTokenizerBase
 
 from gp_virl import config as cfg
+from gp_virl.config import DRAWN
 from gp_virl.data import gp_sft, virl_sft
 from gp_virl.envs import city, panoramas, route_files, routes, street_views
 from gp_virl.envs.city_names import CATEGORIES, PAINT
@@ -22,8 +23,9 @@ from gp_virl.text import route_prompts, tokenizer
 from gp_virl.text.route_tokenizer import TINY_ROUTES, tiny_routes
 
 PAPER_LAMBDA = "virl"  # its name in evals.flops
-HELD_OUT = ("held_out",)  # games that are no splits: routes kept from all training
-DRAWN, MINI = "city", "mini"  # a source, and a style
+HELD_OUT = "held_out"  # the game of the routes kept from all training
+MINI = "mini"  # a style: the nine cities of the small benchmark
+PANORAMA_BYTES = 8 << 30  # on each device, at most
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -70,6 +72,7 @@ def _world(
         views = None
         if pictured:
             folders = route_files.street_view_folders(source)
+            _check_memory(len(panos), pictured[0])
             width = street_views.panorama_width(pictured[0])
             views = _bank_of(street_views.read_panoramas, folders, panos, width, pictured)
         return World(made, names, views)
@@ -84,7 +87,21 @@ def _world(
         some = objects[index * each : (index + 1) * each]
         found += route_files.routes_of(some, place.mapping, max_straight, place.style.name)
     made, names, panos = routes.bank(found)
+    if pictured:
+        _check_memory(len(panos), pictured[0])
     return World(made, names, _drawn(cities, panos, pictured) if pictured else None)
+
+
+def _check_memory(count: int, size: int) -> None:
+    """ValueError for more panoramas than a device should hold."""
+    width = street_views.panorama_width(size)
+    needed = count * width * width // 2 * 3
+    if needed > PANORAMA_BYTES:
+        raise ValueError(
+            f"config.env.image_size: given {size}, at which the {count} panoramas of these routes "
+            f"take {needed / 2**30:.1f} GiB on each device, allowed: {PANORAMA_BYTES >> 30}; give "
+            "smaller pictures or fewer routes"
+        )
 
 
 def _drawn(
@@ -132,7 +149,8 @@ def build_games(
     roll = config.rollout
     envs = dict(config.splits)
     envs["train"] = dataclasses.replace(config.env, part="seen")
-    envs["held_out"] = dataclasses.replace(config.env, part="held_out")
+    if held_out(config.env, world_of(config.env).routes).any():
+        envs[HELD_OUT] = dataclasses.replace(config.env, part="held_out")
     games = {}
     for name, env in envs.items():
         world = world_of(env)
@@ -142,6 +160,11 @@ def build_games(
             allowed=allowed(env, world.routes),
         )  # fmt: skip
     return games
+
+
+def tries(config: cfg.StudyConfig) -> int | None:
+    """What figures and findings count: None for all tries, as the paper does on routes."""
+    return None
 
 
 def metrics(config: cfg.StudyConfig) -> tuple[str, ...]:
@@ -155,7 +178,7 @@ def groups(
     """Episodes of an evaluation that are counted together, by the suffix of the metric's name."""
     route = np.asarray(states.route)
     everyone = np.ones(len(route), bool)
-    if split in HELD_OUT:
+    if split == HELD_OUT:
         return {"_held_out": everyone}
     if split != "id":
         return {"": everyone}

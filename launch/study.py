@@ -5,8 +5,10 @@ python -m launch.study --config=configs/gp_l.py:tiny [--seeds=3] [--workdir=DIR]
 What is done already in the work directory is not done again.
 """
 
+import contextlib
 import dataclasses
 import itertools
+import json
 import os
 import platform
 import time
@@ -29,18 +31,36 @@ from launch import lab as labs
 from launch.branches import Branch, say
 from launch.lab import Lab
 
+SECONDS = "seconds.json"
+
 
 def main(config: StudyConfig, workdir: Path, seeds: int = 1, shows: tuple[str, ...] = ()) -> None:
     """Run everything that is not done yet, `seeds` times over."""
-    clock = time.perf_counter()
     lab = labs.open_lab(config)
     labs.settle(workdir, config)
     writer = labs.open_writer(workdir, shows)
-    with jax.set_mesh(lab.mesh):
+    with jax.set_mesh(lab.mesh), counted(workdir):
         for seed in range(config.seed, config.seed + seeds):
             run_seed(lab, seed, workdir, writer)
     if jax.process_index() == 0:
-        report(lab, workdir, time.perf_counter() - clock)
+        report(lab, workdir, seconds_of(workdir))
+
+
+def seconds_of(workdir: Path) -> float:
+    """Wall-clock seconds of all runs of a study so far, those that were killed left out."""
+    path = workdir / SECONDS
+    return json.loads(path.read_text()) if path.exists() else 0.0
+
+
+@contextlib.contextmanager
+def counted(workdir: Path) -> Iterator[None]:
+    """Adds the seconds of its body to those of the study, also where that is interrupted."""
+    before, clock = seconds_of(workdir), time.perf_counter()
+    try:
+        yield
+    finally:
+        if jax.process_index() == 0:
+            labs.write_json(workdir / SECONDS, before + time.perf_counter() - clock)
 
 
 def run_seed(lab: Lab, seed: int, workdir: Path, writer: RunWriter) -> None:
@@ -71,8 +91,11 @@ def evaluate_init(
 ) -> None:
     """The shared first point of all branches, once."""
     done = results.read_metrics(workdir / "metrics.jsonl")
-    last = ("init", seed, "success_held_out", "sampled")  # of its records; before it, all is redone
-    if any((r.branch, r.seed, r.metric, r.decoding) == last for r in done):
+    game = labs.evaluated(lab)[-1]  # whose records come last; without them all is redone
+    held = game == lab.study.HELD_OUT
+    last = ("id" if held else game, "success" + "_held_out" * held, "sampled")
+    of_init = [r for r in done if (r.branch, r.seed) == ("init", seed)]
+    if any((r.split, r.metric, r.decoding) == last for r in of_init):
         return
     writer.truncate(-1, branch="init", seed=seed)
     branch = Branch("init", seed, workdir, workdir / "data", tokens)
@@ -100,7 +123,8 @@ def report(lab: Lab, workdir: Path, seconds: float) -> None:
     study = Study(lab.config.task, lab.config.scale, records)
     drawn = figures(lab.config)
     for draw in drawn:
-        draw([study]).savefig(workdir / f"{draw.__name__}.png")
+        figure = draw([study], tries=lab.study.tries(lab.config))
+        figure.savefig(workdir / f"{draw.__name__}.png")
     talks = [
         one
         for path in sorted(workdir.glob("seed*/transcripts.jsonl"))
@@ -132,13 +156,17 @@ def figures(config: StudyConfig) -> list[Callable]:
 
 
 def compare(records: list[results.Record], lab: Lab) -> Iterator[dict[str, Any]]:
-    """Each branch's end against Init: greedy first tries, in standard errors of the difference."""
+    """Each branch's end against Init, greedy, in standard errors of the difference.
+
+    First tries, or where the study says so, all of them.
+    """
+    tries = lab.study.tries(lab.config) or lab.config.env.max_turns
 
     def end(metric: str, branch: str, split: str, seed: int) -> results.Record | None:
         found = [
             r for r in records
             if (r.branch, r.split, r.seed) == (branch, split, seed)
-            and (r.metric, r.tries, r.decoding) == (metric, 1, "greedy")
+            and (r.metric, r.tries, r.decoding) == (metric, tries, "greedy")
         ]  # fmt: skip
         return max(found, key=lambda r: r.updates, default=None)
 
@@ -151,7 +179,7 @@ def compare(records: list[results.Record], lab: Lab) -> Iterator[dict[str, Any]]
                 if init is None or last is None:
                     continue
                 found: dict[str, Any] = {"metric": metric, "split": split, "branch": branch}
-                found["seed"] = seed
+                found |= {"seed": seed, "tries": tries}
                 errors = difference_in_errors(init.value, init.n, last.value, last.n)
                 yield found | {
                     "init": init.value,

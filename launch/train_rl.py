@@ -9,6 +9,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from absl import flags
 from flax import nnx
 from jaxtyping import PyTree
@@ -96,7 +97,7 @@ def train(
         seconds = {"rollout_s": played - clock, "update_s": time.perf_counter() - played}
         about = {"kind": "ppo", "branch": branch.name, "seed": branch.seed, "step": step + 1}
         writer.write(about | metrics | seconds | {"trained": trained, "generated_all": generated})
-        bar.set_postfix_str(f"reward {metrics['reward']:.2f} solved {metrics['solved']:.2f}")
+        bar.set_postfix_str(f"reward {metrics['reward']:.2f} right {metrics['right']:.2f}")
         if step + 1 in points:
             lam = generated / trained
             if config.eval.lam == "paper":
@@ -110,13 +111,16 @@ def train(
 
 def play_metrics(roll: episodes.Rollout) -> dict[str, float]:
     """Means over the turns of a rollout, and the tokens its generations read and wrote."""
-    outcome = jax.device_get(roll.outcome)
-    ended = jax.device_get(roll.terminated)
+    right, solved, ended, closed, turn = (
+        np.asarray(x)
+        for x in (roll.outcome == 0, roll.solved, roll.terminated, roll.closed, roll.turn)
+    )
+    opens = np.concatenate([turn[:1] == 0, closed[:-1]])  # first replies of conversations
     return {
         "reward": float(roll.reward.mean()),
-        "solved": float((outcome == 0).mean()),
-        "episode_success": float((outcome[ended] == 0).mean()) if ended.any() else 0.0,
-        "first_try": float((outcome == 0)[jax.device_get(roll.turn) == 0].mean()),
+        "right": float(right.mean()),
+        "episode_success": float(solved[ended].mean()) if ended.any() else 0.0,
+        "first_try": float(right[opens].mean()) if opens.any() else 0.0,
         "reply_length": float(roll.reply.mean()),
         "turns": float(roll.played.sum()),
         "generated": float((roll.prompt + roll.reply).sum()),

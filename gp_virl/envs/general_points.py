@@ -14,7 +14,7 @@ from gp_virl.types import CARDS, KEPT_NUMBERS, Answer, Verdict
 OUTCOMES = ("solved", "wrong_value", "wrong_numbers", "illegal", "unrecognized")
 SOLVED, WRONG_VALUE, WRONG_NUMBERS, ILLEGAL, UNRECOGNIZED = range(len(OUTCOMES))
 LARGEST_NAMED_VALUE = 999
-JITTER = 1  # folded into a hand's key: how its cards lie is drawn apart from what they are
+JITTER = 0x717E  # folded into a hand's key: how its cards lie is drawn apart from what they are
 
 
 @struct.dataclass

@@ -20,6 +20,7 @@ def records(
     common: Mapping[str, Any],
     groups: Mapping[str, Bool[np.ndarray, "hands"]],
     metrics: Collection[str] = (),
+    tries_a_step: int | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Tidy records of one evaluation, each with its N and Wilson interval.
 
@@ -27,31 +28,33 @@ def records(
     NOT_PLAYED. `groups` maps a suffix ('' for all episodes, '_held_out', ...) to those it holds.
 
     `success`: share of episodes solved; with `tries` 1, without any failed reply. With "per_step"
-    among `metrics`, an episode has many steps: `per_step` is the share of right replies, and
-    `outcome_X` that of X, among all; else `outcome_X` is that among replies at try t (`tries`:
-    t + 1). With "recognition", `recognition` is the share of replies that name rightly what is
-    to be seen. Both are given for the first try at each step (`tries` 1) and for all (K).
+    among `metrics`, an episode has many steps of up to `tries_a_step` tries: `per_step` is the
+    share of right replies, and `outcome_X` that of X, among all; else an episode is one step of K
+    tries, and `outcome_X` is the share among replies at try t (`tries`: t + 1). With
+    "recognition", `recognition` is the share of replies that name rightly what is to be seen.
+    Both are given for the first try at each step (`tries` 1) and for all.
     """
-    turns = outcome.shape[1]
+    turns, stepwise = outcome.shape[1], "per_step" in metrics
+    most = tries_a_step if stepwise and tries_a_step else turns
     played, right = outcome != NOT_PLAYED, outcome == 0
     first = played & np.pad(right, ((0, 0), (1, 0)), constant_values=True)[:, :-1]
     kinds = {"recognition": recognized, "per_step": right}
     for suffix, members in groups.items():
         won, failed = solved[members].any(axis=1), (played & ~right)[members].any(axis=1)
-        wins = {1: won & ~failed, turns: won}
+        wins = {1: won & ~failed, most: won}
         for tries, hits in wins.items():
             yield from _record(common, f"success{suffix}", tries, hits.sum(), hits.size)
         for name in sorted(metrics):
-            for tries, counted in {1: first, turns: played}.items():
+            for tries, counted in {1: first, most: played}.items():
                 counted = counted[members]
                 hits = (kinds[name][members] & counted).sum()
                 yield from _record(common, f"{name}{suffix}", tries, hits, counted.sum())
-        together = [range(turns)] if "per_step" in metrics else [[turn] for turn in range(turns)]
-        for columns in together:
+        together = {most: range(turns)} if stepwise else {t + 1: [t] for t in range(turns)}
+        for tries, columns in together.items():
             tried = outcome[members][:, columns]
             for index, name in enumerate(names):
                 hits, n = (tried == index).sum(), (tried != NOT_PLAYED).sum()
-                yield from _record(common, f"outcome_{name}{suffix}", columns[-1] + 1, hits, n)
+                yield from _record(common, f"outcome_{name}{suffix}", tries, hits, n)
 
 
 def _record(common: Mapping[str, Any], metric: str, tries: int, hits, n) -> list[dict[str, Any]]:

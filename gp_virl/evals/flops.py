@@ -9,7 +9,7 @@ generation (forward only):
 D_init tokens went into the checkpoint both branches start from. D_SFT and D_RL are tokens that
 passed through a training step, once for each epoch. D_buffer are the prompt and reply tokens of
 all generations. Each generation counts its whole prompt, whether or not a cache saved part of the
-work, as the paper does.
+work, as the paper does. Images are not counted as tokens, while N includes the vision tower.
 """
 
 # The paper's estimates of lambda, for comparison with its figures; ours is measured.

@@ -145,7 +145,21 @@ def play_turn(
         encoded=fresh,
         scene=scene,
     )
-    over = record.terminated | record.truncated
+    return _moved_on(task, lanes, deal, state, past, record).replace(
+        cache=cache, images=images
+    ), record
+
+
+def _moved_on(
+    task: Task,
+    lanes: Lanes,
+    deal: Key[Array, ""],
+    state: PyTree,
+    past: Context,
+    record: Rollout,
+) -> Lanes:
+    """The lanes at their next replies: `state` after the last ones, other episodes where over."""
+    active, over = record.played, record.terminated | record.truncated
     episode = jnp.where(over, lanes.next + jnp.cumsum(over) - 1, lanes.episode)
     another = jax.vmap(lambda e: task.reset(jax.random.fold_in(deal, e)))(episode)
     state = _chosen(over, another, state)
@@ -154,18 +168,15 @@ def play_turn(
     state = _chosen(active, state, lanes.state)
     unseen = lanes.fresh & ~active
     if task.image_token is not None:
-        unseen |= sight.changed(scene, jax.vmap(task.scene)(state))
-    lanes = Lanes(
+        unseen |= sight.changed(record.scene, jax.vmap(task.scene)(state))
+    return lanes.replace(
         state=state,
         context=context,
-        cache=cache,
-        images=images,
         fresh=unseen,
         episode=episode,
         turn=jnp.where(over, 0, lanes.turn + active),
         next=lanes.next + over.sum(),
     )
-    return lanes, record
 
 
 def rollout(

@@ -90,16 +90,17 @@ def test_steps_and_recognition_by_hand() -> None:
     solved[0, 1] = solved[1, 2] = True
     seen = np.array([[1, 0, 1, 1], [0, 1, 1, 0], [1, 1, 0, 1]], bool)
     everyone = {"": np.ones(3, bool)}
-    found = records(outcome, seen, solved, NAMES, COMMON, everyone, ("per_step", "recognition"))
+    metrics = ("per_step", "recognition")
+    found = records(outcome, seen, solved, NAMES, COMMON, everyone, metrics, tries_a_step=2)
     shares = {(r["metric"], r["tries"]): (r["value"] * r["n"], r["n"]) for r in found}
     assert shares == {
         ("success", 1): (1, 3),
-        ("success", 4): (2, 3),
+        ("success", 2): (2, 3),
         ("per_step", 1): (pytest.approx(4), 6),  # of which replies 1:0 and 2:1 are wrong
-        ("per_step", 4): (5, 8),
+        ("per_step", 2): (5, 8),
         ("recognition", 1): (4, 6),
-        ("recognition", 4): (5, 8),
-        ("outcome_solved", 4): (5, 8),
-        ("outcome_wrong_value", 4): (2, 8),
-        ("outcome_illegal", 4): (1, 8),
+        ("recognition", 2): (5, 8),
+        ("outcome_solved", 2): (5, 8),
+        ("outcome_wrong_value", 2): (2, 8),
+        ("outcome_illegal", 2): (1, 8),
     }
