@@ -92,15 +92,13 @@ def pack(
     ends = roll.closed.at[-1].set(True)
     rank, last = _conversations(ends)
     length = jnp.where(ends, roll.prompt + roll.reply, 0).reshape(-1)
-    most = pictures if seen else size
-    places = first_fit(length, (rank + 1).reshape(-1), size, slots, most)
+    places = first_fit(length, (rank + 1).reshape(-1), size, slots, pictures if seen else size)
     # a turn's conversation is found at the turn that closes it
     closing = (last * lanes + jnp.arange(lanes)).reshape(-1)
     row, offset = places.row[closing], places.offset[closing]
     slot = places.slot[closing] + rank.reshape(-1)
 
-    total = turns * lanes
-    column = jnp.arange(size)
+    total, column = turns * lanes, jnp.arange(size)
     whole = jnp.where(column < length[:, None], places.offset[:, None] + column, size)
 
     def of_conversation(values):
