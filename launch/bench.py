@@ -1,5 +1,6 @@
 """How fast the parts of a study run on this machine:
 python -m launch.bench --config=configs/gp_l.py:tiny [--json=FILE] [--repeats=5] [--checkpoint=DIR]
+[--part=world|sft|policy|evaluation]
 
 Every program is compiled afresh, run once, then timed; a row is the median, least and most of the
 repeats. Without a checkpoint the policy is random: no reply ends before `rollout.reply_length`
@@ -8,6 +9,7 @@ tokens and no hand is solved, which is the dearest rollout there is.
 
 import dataclasses
 import functools
+import itertools
 import os
 import statistics
 import time
@@ -275,8 +277,8 @@ def _rows(pieces: Sequence[Sequence[int]], width: int, dtype: type) -> tuple[jax
     return jnp.asarray(rows), jnp.asarray([min(len(piece), width) for piece in pieces])
 
 
-def measured(lab: Lab, params: PyTree, repeats: int) -> Iterator[Row | Compiled]:
-    """Everything, one after the other."""
+def world(lab: Lab, params: PyTree, repeats: int) -> Iterator[Row | Compiled]:
+    """The environment, and its pictures."""
     if lab.study is card_study:
         yield from deals(lab, repeats)
         yield from verdicts(lab, repeats)
@@ -284,12 +286,18 @@ def measured(lab: Lab, params: PyTree, repeats: int) -> Iterator[Row | Compiled]
         yield from steps(lab, repeats)
     if lab.config.pictured:
         yield from sights(lab, params, repeats)
-    yield from fine_tuning(lab, params, repeats)
-    yield from policy(lab, params, repeats)
-    yield from evaluation(lab, params, repeats)
 
 
-def main(config: StudyConfig, repeats: int, file: str | None, checkpoint: str | None) -> None:
+PARTS = {"world": world, "sft": fine_tuning, "policy": policy, "evaluation": evaluation}
+
+
+def main(
+    config: StudyConfig,
+    repeats: int,
+    file: str | None,
+    checkpoint: str | None,
+    parts: Sequence[str] = tuple(PARTS),
+) -> None:
     """Print the table as it is measured, then the seconds of compilation; write both to `file`."""
     jax.config.update("jax_enable_compilation_cache", False)
     lab = labs.open_lab(config)
@@ -303,7 +311,7 @@ def main(config: StudyConfig, repeats: int, file: str | None, checkpoint: str | 
     print(HEAD)
     rows, programs = [], {}
     with jax.set_mesh(lab.mesh):
-        for found in measured(lab, params, repeats):
+        for found in itertools.chain(*(PARTS[part](lab, params, repeats) for part in parts)):
             if isinstance(found, Compiled):
                 programs[found.name] = round(found.seconds, 2)
             else:
@@ -320,4 +328,5 @@ if __name__ == "__main__":
     REPEATS = flags.DEFINE_integer("repeats", 5, "timed runs of each program", lower_bound=1)
     FILE = flags.DEFINE_string("json", None, "where the table is written")
     CHECKPOINT = flags.DEFINE_string("checkpoint", None, "directory of a policy's checkpoints")
-    labs.run(lambda: main(STUDY(), REPEATS.value, FILE.value, CHECKPOINT.value))
+    SOME = flags.DEFINE_multi_enum("part", list(PARTS), list(PARTS), "what is measured")
+    labs.run(lambda: main(STUDY(), REPEATS.value, FILE.value, CHECKPOINT.value, SOME.value))

@@ -8,6 +8,8 @@ from typing import Any, TypeVar
 import numpy as np
 from jaxtyping import Int, UInt8
 
+from gp_virl.envs.foreign import shown
+
 SHORTEST, BATCH_BYTES = 256, 1 << 20
 SHOWN = 20  # errors printed
 
@@ -51,7 +53,7 @@ def fields_of(row: bytes, required: Sequence[str], fields: str) -> dict[str, Any
     if missing:
         raise ValueError(f"missing: {', '.join(missing)}; fields: {fields}")
     if not isinstance(given["reply"], str):
-        raise ValueError(f"reply: given {given['reply']!r}, allowed: a text")
+        raise ValueError(f"reply: given {shown(given['reply'])}, allowed: a text")
     return given
 
 

@@ -43,11 +43,16 @@ def main(arguments: Sequence[str]) -> None:
     if len(arguments) != 3:
         raise app.UsageError("give two files: IN.jsonl OUT.jsonl")
     source, target = map(Path, arguments[1:])
+    if target.is_dir() or not target.parent.is_dir():
+        what = "a folder" if target.is_dir() else "a file in a folder that is not there"
+        raise app.UsageError(f"OUT: given {target}, {what}; allowed: a file in an existing folder")
     judge = JUDGES[_TASK.value]
     try:
         lines = read_lines(source.read_bytes(), judge.read_line)
     except (BadLines, OSError) as error:
         raise app.UsageError(f"{source}: {error}") from error
+    if not lines:
+        raise app.UsageError(f"{source}: no line to score is there, allowed: at least one")
     write_whole(target, judge.score(lines))
     print(f"{len(lines)} replies scored: {target}")
 

@@ -10,7 +10,7 @@ import numpy as np
 from gp_virl.envs.navigation import ACTIONS, OUTCOMES, PAPER_REWARDS, Fault, judge
 from gp_virl.envs.route_texts import RouteTexts, fetched
 from gp_virl.text.route_prompts import load_wording
-from gp_virl.text.route_replies import DESTINATION, NAME_BYTES, NOTHING, SIDE_MARK, byte_rows, parse
+from gp_virl.text.route_replies import NAME_BYTES, NOTHING, SIDE_MARK, bare_name, byte_rows, parse
 from launch.reply_lines import Batch, batches, fields_of, spelled
 
 REQUIRED = ("reply", "expert_action", "observation", "intersection")
@@ -50,15 +50,14 @@ def read_line(number: int, row: bytes) -> Line:
 def _landmark(observation: object) -> str:
     """The landmark's name in the text of an observation, empty if there is none in sight."""
     mark = SIDE_MARK.decode()
-    text = observation if isinstance(observation, str) else ""
-    if mark not in text and text.lower().startswith(NOTHING.decode()):
+    text = observation.strip() if isinstance(observation, str) else ""
+    absent = observation is None or isinstance(observation, str) and not text
+    if absent or (mark not in text and text.lower().startswith(NOTHING.decode())):
         return ""
-    name = text.rpartition(mark)[0].strip()
-    if name.lower().startswith(DESTINATION.decode()):
-        name = name[len(DESTINATION) :].strip()
+    name = bare_name(text.rpartition(mark)[0])
     if not name or len(name.encode("utf-8", "surrogatepass")) > NAME_BYTES:
         raise ValueError(
-            f"observation: given {observation!r}, allowed: 'No landmarks nearby', or "
+            f"observation: given {observation!r}, allowed: 'No landmarks nearby', nothing, or "
             f"'NAME is on your SIDE' with a name of at most {NAME_BYTES} bytes"
         )
     return name

@@ -10,7 +10,27 @@ from fractions import Fraction
 KEY = re.compile(rb"""(["'])formula\1[ \t\n\r]*:[ \t\n\r]*""")
 CARDS_KEY = re.compile(rb"""(["'])cards\1[ \t\n\r]*:[ \t\n\r]*""")
 CARD = rb"(?:A|[2-9]|10|J|Q|K)"
-TOKEN = re.compile(rb"(?:[ \t\n\r]|\\[ntr]|\xc2\xa0)+|([0-9]+)|([-+*()])|(/|\\/)")
+TOKEN = re.compile(rb"(?:[ \t\n\r]|\xc2\xa0)+|([0-9]+)|([-+*()/])")
+
+
+def undone(reply: bytes) -> bytes:
+    """The reply with its JSON escapes undone; NUL is what means nothing in it."""
+
+    def meant(match: re.Match) -> bytes:
+        code = match[1]
+        if len(code) == 5:
+            character = chr(int(code[1:], 16)).replace("\u00a0", " ")
+            return character.encode() if character.isascii() and character not in "\"'\\" else b"\0"
+        return {b"n": b"\n", b"t": b"\t", b"r": b"\r", b"/": b"/"}.get(code, b"\0")
+
+    return re.sub(rb"\\(u[0-9a-fA-F]{4}|.)", meant, reply, flags=re.DOTALL)
+
+
+def values(key: re.Pattern, text: bytes) -> list[bytes]:
+    """What follows each key that doesn't stand behind a letter and perhaps blanks."""
+    found = list(key.finditer(text))
+    before = [text[: match.start()].rstrip(b" \t\n\r")[-1:] for match in found]
+    return [text[m.end() :] for m, b in zip(found, before, strict=True) if not b.isalpha()]
 
 
 class Illegal(Exception):
@@ -19,25 +39,19 @@ class Illegal(Exception):
 
 def formula_text(reply: bytes) -> bytes:
     """The content of the last formula's string, up to its first `=`."""
-    starts = [match.end() for match in KEY.finditer(reply)]
-    if not starts:
+    found = values(KEY, undone(reply))
+    if not found:
         raise Illegal("no key")
-    rest = reply[starts[-1] :]
-    quote = rest[:1]
-    if quote not in (b'"', b"'"):
-        raise Illegal("not a string")
-    at = 1
-    while rest[at : at + 1] != quote:
-        if at >= len(rest):
-            raise Illegal("not closed")
-        at += 2 if rest[at : at + 1] == b"\\" else 1
-    return rest[1:at].split(b"=")[0]
+    string = re.match(rb"""(["'])(.*?)\1""", found[-1], re.DOTALL)
+    if not string:
+        raise Illegal("not a whole string")
+    return string[2].split(b"=")[0]
 
 
 def named_cards(reply: bytes) -> list[str]:
     """The symbols in the last list of cards; none if anything in it is no card."""
-    starts = [match.end() for match in CARDS_KEY.finditer(reply)]
-    inside = re.match(rb"\[([^\]]*)\]", reply[starts[-1] :]) if starts else None
+    found = values(CARDS_KEY, undone(reply))
+    inside = re.match(rb"\[([^\]]*)\]", found[-1]) if found else None
     if not inside:
         return []
     elements = [element.strip(b" \t\n\r") for element in inside[1].split(b",")]
@@ -60,8 +74,8 @@ def tokens(text: bytes) -> list[str]:
         match = TOKEN.match(text, at)
         if match is None:
             raise Illegal(f"{text[at:]!r}")
-        if match[1] or match[2] or match[3]:
-            found.append((match[1] or match[2] or b"/").decode())
+        if match[1] or match[2]:
+            found.append((match[1] or match[2]).decode())
         at = match.end()
     return found
 

@@ -6,6 +6,7 @@ Nothing here is shared with the array code.
 import re
 
 BLANKS = " \t\n\r\u00a0"
+OUTER = BLANKS + "\f\v"  # around a value
 QUOTED = r"(?:[^\\]|\\.)"
 
 
@@ -36,6 +37,8 @@ def value(text: str, key: str) -> str | None:
     plain = "".join(c if bare else masks.get(c, c) for c, bare in letters)
     blank = f"[{BLANKS}]*"
     found = list(re.finditer(rf"""(?=(["']){key}\1{blank}:(.*))""", plain, re.DOTALL))
+    before = [plain[: match.start()].rstrip(BLANKS)[-1:] for match in found]
+    found = [m for m, b in zip(found, before, strict=True) if not (b.isascii() and b.isalpha())]
     if not found:
         return None
     closed = re.match(rf"""{blank}(["'])(.*?)\1""", found[-1][2], re.DOTALL)
@@ -46,26 +49,34 @@ def value(text: str, key: str) -> str | None:
 
 def observation(text: str) -> tuple[str, bool]:
     """(the landmark's name or "", whether an intersection is claimed)."""
-    text = text.strip(BLANKS)
+    text, claim = text.strip(OUTER), "you observe an intersection"
+    text, *cut = re.split(f"; {claim}", text, maxsplit=1, flags=re.I | re.ASCII)
+    ahead = re.match(f"{claim};", text, re.I | re.ASCII)
+    text = text[ahead.end() :] if ahead else text
     name, mark, rest = text.rpartition(" is on your ")
-    claim = "you observe an intersection"
     if not mark:
         name = re.split(f";|{claim}", text, maxsplit=1, flags=re.I | re.ASCII)[0]
         rest = text
-    claimed = re.search(claim, rest, re.I | re.ASCII) is not None
-    name = name.strip(BLANKS)
+    claimed = bool(cut or ahead or re.search(claim, rest, re.I | re.ASCII))
+    name = name.strip(OUTER)
     if not mark and re.match("no landmark", name, re.I | re.ASCII):
         return "", claimed
-    arrived = re.match("the destination ", name, re.I | re.ASCII)
-    return (name[arrived.end() :].strip(BLANKS) if arrived else name), claimed
+    return bare(name), claimed
+
+
+def bare(name: str) -> str:
+    """A name without blanks around it and without what may stand before it, twice at most."""
+    for _ in range(2):
+        name = re.sub(r"\Athe destination ", "", name.strip(OUTER), flags=re.I | re.ASCII)
+    return name.strip(OUTER)
 
 
 def judged(reply: str, action: str, name: str, intersection: bool) -> dict:
     """Outcome, and what was missed, where this is the expert's action."""
-    said = (value(reply, "action") or "").strip(BLANKS)
+    said = (value(reply, "action") or "").strip(OUTER)
     seen = value(reply, "current observation")
     named, claimed = observation(seen) if seen is not None else ("", False)
-    landmark = seen is None or named != name
+    landmark = seen is None or named != bare(name)
     crossing = claimed != intersection
     outcome = "not_detected" if landmark or crossing else "wrong_action"
     return {

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, SupportsIndex
 
+from gp_virl.envs.foreign import shown
 from gp_virl.text.template import IMAGE
 
 ROLES = ("human", "gpt")  # in turns
@@ -133,11 +134,11 @@ def _picture(given: object, folder: Path, problems: list[str]) -> Path | None:
     name = names[0]
     steps = PurePosixPath(name.replace("\\", "/")) if isinstance(name, str) else None
     if steps is None or steps.is_absolute() or ".." in steps.parts:
-        problems.append(f"image: given {name!r}, allowed: a path inside {folder}")
+        problems.append(f"image: given {shown(name)}, allowed: a path inside {folder}")
         return None
     if not os.path.isfile(folder / name):  # unlike Path.is_file it never raises
         problems.append(
-            f"image: given {name!r}, but {folder / name} is no file; give the folder that the "
+            f"image: given {shown(name)}, but {folder / name} is no file; give the folder that the "
             "paths are relative to"
         )
     return folder / name
@@ -146,8 +147,8 @@ def _picture(given: object, folder: Path, problems: list[str]) -> Path | None:
 def _texts(given: object, pictured: bool, problems: list[str]) -> list[str]:
     """The turns' texts, without placeholders and outer blanks, which chat templates trim."""
     if not isinstance(given, list) or not given:
-        shown = "an empty list" if given == [] else type(given).__name__
-        problems.append(f"conversations: given {shown}, allowed: a list of turns")
+        told = "an empty list" if given == [] else type(given).__name__
+        problems.append(f"conversations: given {told}, allowed: a list of turns")
         return []
     if len(given) % 2:
         problems.append(f"conversations: given {len(given)} turns, allowed: pairs of human and gpt")
@@ -161,7 +162,7 @@ def _text(turn: object, number: int, pictured: bool, problems: list[str]) -> str
         return ""
     role, text = ROLES[number % 2], turn.get("value")
     if turn.get("from") != role:
-        problems.append(f"{where}.from: given {turn.get('from')!r}, allowed here: {role!r}")
+        problems.append(f"{where}.from: given {shown(turn.get('from'))}, allowed here: {role!r}")
     if not isinstance(text, str):
         problems.append(f"{where}.value: given {type(text).__name__}, allowed: a text")
         return ""

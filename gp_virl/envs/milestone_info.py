@@ -1,4 +1,4 @@
-"""Reads a route's milestone_info: blocks of "key": "value" lines that are nearly JSON.
+"""Reads a route's milestone_info: blocks of "key": "value" pairs that are nearly JSON.
 
     {
     "intersection_idx": "1",
@@ -6,20 +6,27 @@
     "to_next_intersection_heading": "298 (northwest)",
     }
 
-Each block is a milestone: what is seen there, and the heading of the leg that leads to it.
+Each block is a milestone: what is seen there, and the heading of the leg that leads to it. A line
+may hold several pairs and braces. Only the number of blocks is checked, not their intersection_idx.
 """
 
 import re
 from collections.abc import Sequence
 
+from gp_virl.envs.foreign import shown
 from gp_virl.envs.routes import SIDES, Leg, compass_word
 
 NOTHING = "No landmark nearby"
 DESTINATION = "The destination "
 BETWEEN = " is on your "
-_LINE = re.compile(r'"([^"]*)"\s*:\s*"(.*)"\s*,?')
-_HEADING = re.compile(r"(\d{1,3}) \(([a-z]+)\)")
-_NUMBER = re.compile(r"\d{1,9}")
+# What a line holds, piece by piece. A value may have quotes and braces in it: it ends at a quote
+# that a comma and another pair follow, or the block's end, or the line's.
+_PIECE = re.compile(
+    r"""\s*+(?:(?P<open>\{)|(?P<close>\}\s*+,?)|"(?P<key>[^"]*+)"\s*+:\s*+"(?P<value>.*?)"\s*+
+    (?:,\s*+(?="[^"]*+"\s*+:\s*+")|(?:,\s*+)?+(?=(?:\}\s*+(?:,\s*+)?+(?:\{|\Z))|\Z)))""",
+    re.VERBOSE,
+)
+_HEADING = re.compile(r"(\d{1,3}) ?\(([a-z]+)\)", re.IGNORECASE)
 
 
 def read_legs(
@@ -40,7 +47,6 @@ def read_legs(
     blocks = _blocks(text, where, problems)
     if len(problems) > before:
         return None
-    _check_order(blocks, where, problems)
     if milestones is not None and len(blocks) != milestones:
         problems.append(
             f"{where}: given {len(blocks)} blocks, allowed: {milestones}, one for each "
@@ -60,7 +66,8 @@ def read_legs(
             known, source = landmarks and landmarks[index], f"route_results.landmark_list[{index}]"
         if seen[0] != known and (destination if last else landmarks) is not None:
             problems.append(
-                f"{where}[{index}].landmarks: given {seen[0]!r}, allowed: {known!r} as in {source}"
+                f"{where}[{index}].landmarks: given {shown(seen[0])}, allowed: {shown(known)} "
+                f"as in {source}"
             )
     return tuple(legs) if len(problems) == before else None
 
@@ -69,41 +76,26 @@ def _blocks(text: str, where: str, problems: list[str]) -> list[dict[str, str]]:
     blocks: list[dict[str, str]] = []
     inside = False
     for number, line in enumerate(map(str.strip, text.split("\n")), start=1):
-        pair = _LINE.fullmatch(line)
-        if line == "{" and not inside:
-            inside = True
-            blocks.append({})
-        elif line in ("}", "},") and inside:
-            inside = False
-        elif pair and inside and pair[1] not in blocks[-1]:
-            blocks[-1][pair[1]] = pair[2]
-        elif line:
-            problems.append(
-                f"{where}: line {number}: given {line[:80]!r}, allowed: blocks of "
-                '"key": "value" lines between lines { and }, each key once'
-            )
-            return blocks
-    if inside:
-        problems.append(f"{where}: the last block isn't closed by a line }}")
-    return blocks
-
-
-def _check_order(blocks: Sequence[dict[str, str]], where: str, problems: list[str]) -> None:
-    """Blocks count up by one, from wherever they start."""
-    first = None
-    for index, block in enumerate(blocks):
-        given = block.get("intersection_idx")
-        path = f"{where}[{index}].intersection_idx"
-        if given is None:
-            problems.append(f"{path}: missing; it is the block's number")
-        elif not _NUMBER.fullmatch(given):
-            problems.append(f"{path}: given {given!r}, allowed: the block's number")
-        else:
-            first = int(given) - index if first is None else first
-            if int(given) != first + index:
+        place = 0
+        while place < len(line):
+            piece = _PIECE.match(line, place)
+            if piece and piece["open"] and not inside:
+                inside = True
+                blocks.append({})
+            elif piece and piece["close"] and inside:
+                inside = False
+            elif piece and piece["key"] is not None and inside and piece["key"] not in blocks[-1]:
+                blocks[-1][piece["key"]] = piece["value"]
+            else:
                 problems.append(
-                    f"{path}: given {given!r}, allowed: {str(first + index)!r}, as blocks count up"
+                    f"{where}: line {number}: given {shown(line[place:].strip())}, allowed: blocks "
+                    'of "key": "value" pairs between { and }, each key once'
                 )
+                return blocks
+            place = piece.end()
+    if inside:
+        problems.append(f"{where}: the last block isn't closed by a }}")
+    return blocks
 
 
 def _heading(block: dict[str, str], where: str, problems: list[str]) -> int | None:
@@ -115,13 +107,15 @@ def _heading(block: dict[str, str], where: str, problems: list[str]) -> int | No
     found = _HEADING.fullmatch(given.strip())
     if not found or int(found[1]) > 360:
         problems.append(
-            f"{where}: given {given!r}, allowed: whole degrees in 0..360 and the compass word, "
-            'such as "298 (northwest)"'
+            f"{where}: given {shown(given)}, allowed: whole degrees in 0..360 and the compass "
+            'word, such as "298 (northwest)"'
         )
         return None
     heading = int(found[1])
-    if found[2] not in {compass_word(heading + change) for change in (-1, 0, 1)}:
-        problems.append(f"{where}: given {given!r}, allowed: {heading} ({compass_word(heading)})")
+    if found[2].lower() not in {compass_word(heading + change) for change in (-1, 0, 1)}:
+        problems.append(
+            f"{where}: given {shown(given)}, allowed: {heading} ({compass_word(heading)})"
+        )
         return None
     return heading % 360
 
@@ -140,10 +134,10 @@ def _landmark(
     name, _, side = given.strip().rpartition(BETWEEN)
     if not name.strip() or (last and not name.startswith(DESTINATION)):
         other = "" if last else f' or "{NOTHING}"'
-        problems.append(f'{where}: given {given!r}, allowed: "{form}"{other}')
+        problems.append(f'{where}: given {shown(given)}, allowed: "{form}"{other}')
         return None
     if side not in SIDES:
-        problems.append(f"{where}: given side {side!r}, allowed: {', '.join(SIDES)}")
+        problems.append(f"{where}: given side {shown(side)}, allowed: {', '.join(SIDES)}")
         return None
     name = name.removeprefix(DESTINATION) if last else name
     return name.strip(), side

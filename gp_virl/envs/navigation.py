@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 from gp_virl.config import RouteRewards
 from gp_virl.envs import routes
 from gp_virl.envs.routes import COMPASS, KINDS, RELATIVE, RULES, RouteBank
-from gp_virl.text.route_replies import NAME_BYTES, RouteAnswer, byte_rows
+from gp_virl.text.route_replies import NAME_BYTES, RouteAnswer, bare_name, byte_rows
 from gp_virl.types import Verdict
 
 OUTCOMES = ("correct", "wrong_action", "not_detected")
@@ -91,7 +91,7 @@ class Navigation:
     rule, and every set of routes padded alike."""
 
     bank: RouteBank
-    names: UInt8[Array, "names 128"]  # of the landmarks; 0 behind each
+    names: UInt8[Array, "names 128"]  # of the landmarks, as replies are read; 0 behind each
     rule: Int[Array, ""]  # index into RULES
     max_turns: Int[Array, ""]  # at one waypoint
     rewards: Float[Array, "3"]  # by OUTCOMES
@@ -126,7 +126,7 @@ class Navigation:
         drawn = _choices(allowed, bank.length.shape[0])
         return cls(
             bank=bank,
-            names=jnp.asarray(byte_rows(names, NAME_BYTES)),
+            names=jnp.asarray(byte_rows([bare_name(name) for name in names], NAME_BYTES)),
             rule=jnp.int32(RULES.index(rule)),
             max_turns=jnp.int32(max_turns),
             rewards=jnp.array(

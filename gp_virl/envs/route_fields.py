@@ -1,10 +1,10 @@
 """Checks the fields of one route of a route_infos.json: whatever is wrong is told by its path."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from gp_virl.envs import milestone_info
+from gp_virl.envs.foreign import shown
 from gp_virl.envs.panorama_map import Position
 from gp_virl.envs.routes import Leg
 
@@ -32,7 +32,7 @@ def read_draft(given: object, number: str, folder: str, problems: list[str]) -> 
     goal = given.get("dest_place")
     goal = goal.get("name") if isinstance(goal, dict) else None
     name = f"{number} to {goal.strip()}" if _is_text(goal) else number
-    read = _Fields(f"route {name!r}: ", problems)
+    read = _Fields(f"route {shown(name)}: ", problems)
     start = read.point(read.of(given, "start_place", dict), "start_place.relocated_geocode")
     place = read.of(given, "dest_place", dict)
     read.point(place, "dest_place.relocated_geocode")
@@ -64,8 +64,8 @@ class _Fields:
         self.problems = problems
 
     def wrong(self, path: str, given: object, allowed: str) -> None:
-        shown = kind_of(given) if isinstance(given, (dict, list)) else ascii(given)[:80]
-        self.problems.append(f"{self.route}{path}: given {shown}, allowed: {allowed}")
+        told = kind_of(given) if isinstance(given, (dict, list)) else shown(given)
+        self.problems.append(f"{self.route}{path}: given {told}, allowed: {allowed}")
 
     def of(self, parent: Mapping | None, path: str, kind: type):
         """The value at the path's last key in `parent`, if it is of that very type."""
@@ -127,19 +127,17 @@ class _Fields:
 
     def _position(self, given: object, path: str) -> Position | None:
         if not is_position(given):
-            shown = json.dumps(given)[:80]
-            self.problems.append(
-                f"{self.route}{path}: given {shown}, allowed: [latitude in -90..90, longitude in "
-                "-180..180]"
-            )
+            allowed = "[latitude in -90..90, longitude in -180..180]"
+            self.problems.append(f"{self.route}{path}: given {shown(given)}, allowed: {allowed}")
             return None
         return float(given[0]), float(given[1])
 
 
 def kind_of(given: object) -> str:
     """What a value is, for messages: containers and texts by kind, others as they are."""
-    name = _NAMES.get(type(given), repr(given)[:80])
-    return f"a list of {len(given)}" if isinstance(given, list) else name
+    if isinstance(given, list):
+        return f"a list of {len(given)}"
+    return _NAMES.get(type(given)) or shown(given)
 
 
 def _is_text(given: object) -> bool:

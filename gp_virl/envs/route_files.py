@@ -9,14 +9,17 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from absl import logging
+
 from gp_virl.envs import plain_pickle
+from gp_virl.envs.foreign import shown
 from gp_virl.envs.panorama_map import PanoramaMap, Position, drawn_between
 from gp_virl.envs.route_fields import Draft, is_position, kind_of, read_draft
 from gp_virl.envs.routes import Place, Route, RouteError, waypoints_along
 
 ROUTES, PANORAMAS, VIEWS = "route_infos.json", "gps_pano_mapping.pkl", "street_views"
 PICTURE, ABOUT = ".jpg", ".metadata.json"
-SHOWN = 5  # wrong entries of a mapping that are named
+SHOWN = 5  # wrong entries of a mapping, and routes left out, that are named
 
 
 def read_routes(path: str | Path, max_straight: int, need_views: bool = False) -> list[Route]:
@@ -24,9 +27,10 @@ def read_routes(path: str | Path, max_straight: int, need_views: bool = False) -
 
     Where gps_pano_mapping.pkl lies beside the routes (or in the folder of folders), waypoints
     between milestones are panoramas, else evenly spaced points; at most `max_straight` on a leg.
-    With street_views/ beside it, only panoramas with picture and metadata have a street view.
-    Raises RouteError with all that is wrong, also where a start or milestone has no street view,
-    or, with `need_views`, where there are no street views at all; ValueError for `max_straight`.
+    With street_views/ beside it, only panoramas with picture and metadata have a street view; a
+    route whose start or a milestone has none is left out, by name, in one warning. Raises
+    RouteError with all that is wrong otherwise, if no route is left, or, with `need_views`, where
+    there are no street views at all; ValueError for `max_straight`.
     """
     problems: list[str] = []
     found: list[tuple[list[Draft], PanoramaMap | None]] = []
@@ -63,21 +67,27 @@ def _routes(
     source: object,
     problems: list[str],
 ) -> list[Route]:
-    """The routes of all drafts, if there are some and no problems before or on the way."""
+    """The routes of all drafts that can be placed, if there are some and no problems before."""
     if type(max_straight) is not int or max_straight < 0:
         raise ValueError(f"max_straight: given {max_straight!r}, allowed: an integer >= 0")
     if not problems and not any(drafts for drafts, _ in found):
         problems.append(f"{source}: given no route, allowed: at least one")
     if problems:
         raise RouteError(source, problems)
+    unseen: dict[str, list[str]] = {}
     routes = [
-        _placed(draft, panoramas, max_straight, problems)
+        _placed(draft, panoramas, max_straight, unseen)
         for drafts, panoramas in found
         for draft in drafts
     ]
-    if problems:
-        raise RouteError(source, problems)
-    return routes
+    if len(unseen) == len(routes):
+        raise RouteError(source, [line for lines in unseen.values() for line in lines])
+    if unseen:
+        told = ["; ".join(lines) for lines in list(unseen.values())[:SHOWN]]
+        more = [f"and {len(unseen) - SHOWN} more"] if len(unseen) > SHOWN else []
+        about = f"{source}: {len(unseen)} of {len(routes)} routes are left out"
+        logging.warning("%s", "\n  ".join([about, *told, *more]))
+    return [route for route in routes if route is not None]
 
 
 def street_view_folders(path: str | Path) -> list[Path]:
@@ -164,9 +174,9 @@ def _panoramas(
     wrong = [key for key, pano in given.items() if not (is_position(key) and _is_file_name(pano))]
     if wrong:
         more = f" and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
-        shown = ", ".join(f"{key!r:.60}: {given[key]!r:.60}" for key in wrong[:SHOWN])
+        told = ", ".join(f"{shown(key)}: {shown(given[key])}" for key in wrong[:SHOWN])
         problems.append(
-            f"{source}: given {{{shown}}}{more}, allowed: (latitude, longitude) in degrees: the "
+            f"{source}: given {{{told}}}{more}, allowed: (latitude, longitude) in degrees: the "
             "panorama's id, which is the name of a file"
         )
         return None
@@ -185,18 +195,25 @@ def _pictures(views: Path) -> frozenset[str]:
 
 
 def _placed(
-    draft: Draft, panoramas: PanoramaMap | None, max_straight: int, problems: list[str]
+    draft: Draft,
+    panoramas: PanoramaMap | None,
+    max_straight: int,
+    unseen: dict[str, list[str]],
 ) -> Route | None:
-    """The route with its waypoints; None, and problems, where a milestone has no street view."""
-    places, before = [], len(problems)
+    """The route with its waypoints.
+
+    None, and why by its name in `unseen`, where its start or a milestone has no street view.
+    """
+    places, problems = [], []
     for index, position in enumerate((draft.start, *draft.milestones)):
         pano, why = (None, "") if panoramas is None else panoramas.seen_from(position)
         if why:
             field = "route_results.geocode_list" + f"[{index - 1}]"
             field = field if index else "start_place.relocated_geocode"
-            problems.append(f"route {draft.name!r}: {field}: {why}")
+            problems.append(f"route {shown(draft.name)}: {field}: {why}")
         places.append(Place(position, pano))
-    if len(problems) > before:
+    if problems:
+        unseen[draft.name] = problems
         return None
     between = []
     for start, end in zip(places, places[1:], strict=False):

@@ -22,12 +22,17 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int, Num, UInt8
 from PIL import Image
 
+from gp_virl.envs.foreign import shown
+
 RELEASED_SIZE, RELEASED_LINE = 1285, 5
 FIELD_OF_VIEW = math.radians(90)
 # Degrees from the agent's heading, [[first, second], [third, fourth]]. The published code lays out
 # the second, although its prompt says front, right, back, left.
 LAYOUTS = {"front_right_back_left": (0, 90, -90, 180), "diagonal": (-135, -45, 45, 135)}
 SMALLEST = 8
+FORMATS = ("JPEG", "PNG")  # others aren't tried: of an EPS, Pillow would run Ghostscript
+UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # Pillow's errors
+LARGEST_TURN = 1e6  # degrees, of a panorama's metadata
 
 
 class StreetViewError(ValueError):
@@ -131,7 +136,7 @@ def read_panoramas(
     """(panoramas, rotations) of <id>.jpg and <id>.metadata.json, reduced to `width` x width/2.
 
     Raises StreetViewError with every file that is missing, no picture, not 2:1, or whose metadata
-    have no number as `rotation`.
+    have no number as `rotation`. Rotations are degrees in 0..360.
     """
     pictures = np.zeros((len(ids), width // 2, width, 3), np.uint8)
     rotation, problems = np.zeros(len(ids), np.float32), []
@@ -151,19 +156,17 @@ def read_panoramas(
 
 def _read_picture(path: Path, width: int) -> UInt8[np.ndarray, "h w 3"]:
     try:
-        with Image.open(path) as picture:
-            if picture.width != 2 * picture.height:
-                raise ValueError(
-                    f"{path}: given {picture.width} x {picture.height} pixels, allowed: twice as "
-                    "wide as high"
-                )
-            picture.draft("RGB", (width, width // 2))
-            size = (width, width // 2)
-            return np.asarray(picture.convert("RGB").resize(size, Image.Resampling.BOX))
+        with Image.open(path, formats=FORMATS) as picture:
+            wide, high = picture.size
+            if wide == 2 * high:
+                size = (width, width // 2)
+                picture.draft("RGB", size)
+                return np.asarray(picture.convert("RGB").resize(size, Image.Resampling.BOX))
     except FileNotFoundError as wrong:
         raise ValueError(f"{path}: no such file; download the street views") from wrong
-    except (OSError, Image.DecompressionBombError) as wrong:
+    except UNREADABLE as wrong:
         raise ValueError(f"{path}: not a readable picture ({wrong})") from wrong
+    raise ValueError(f"{path}: given {wide} x {high} pixels, allowed: twice as wide as high")
 
 
 def _read_rotation(path: Path) -> float:
@@ -171,12 +174,15 @@ def _read_rotation(path: Path) -> float:
         raise ValueError(f"{path}: no such file; download the street views")
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as wrong:
+    except (ValueError, RecursionError) as wrong:
         raise ValueError(f"{path}: not JSON ({wrong})") from wrong
     turn = data.get("rotation") if isinstance(data, dict) else None
-    if isinstance(turn, bool) or not isinstance(turn, int | float) or not math.isfinite(turn):
-        raise ValueError(f"{path}: field rotation: given {turn!r}, allowed: a number of degrees")
-    return float(turn)
+    if type(turn) not in (int, float) or not abs(turn) <= LARGEST_TURN:  # NaN is not
+        raise ValueError(
+            f"{path}: field rotation: given {shown(turn)}, allowed: a number of degrees of at most "
+            f"{LARGEST_TURN:g} either way"
+        )
+    return float(turn % 360)
 
 
 Load = Callable[[Sequence[str]], tuple[np.ndarray, np.ndarray]]

@@ -1,10 +1,12 @@
 """Finite automata that find a field of a reply and read its value, compiled to tables.
 
-A field is its name between two like quotes, blanks, a colon and a value; the last one counts. How
+A field is its name between two like quotes, blanks, a colon and a value; the last one counts. No
+field opens right behind a letter, blanks or not: there a quoted word stands in a sentence. How
 its value is read is a plain function of one state and one symbol. What is not finite (numbers,
 counts, depths) is left to the scan that runs the automaton: the table tells it what to do.
 """
 
+import string
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -14,6 +16,7 @@ from jaxtyping import Array, Int
 
 END = 256  # the symbol table's row for what lies behind the reply
 BLANKS = b" \t\n\r"
+LETTERS = string.ascii_letters.encode()
 # States of a value: none is being read, the colon was read, the value is whole.
 NONE, COLON, DONE = ("none",), ("colon",), ("done",)
 # Actions: every automaton restarts at the colon of its key; 2..7 are its own.
@@ -46,13 +49,15 @@ def compiled(
 ) -> Automaton:
     """The automaton of the field whose values `value_after` reads.
 
-    A symbol is called by its byte as a character, a class of `alike` by its key, any other byte
+    A symbol is called by its byte as a character, a class of `alike` by its key (a letter if and
+    only if the class has nothing but letters), any other ASCII letter "letter", any other byte
     "other". Quotes, blanks (" "), the colon and the letters of `field` are symbols in any case.
     `value_after` is not asked in the states NONE and DONE, nor for blanks right after the colon.
     """
     singles = [name for name in ('"', "'", ":", *field, *names) if name not in alike]
-    symbols = tuple(dict.fromkeys((*singles, " ", *alike, "other", "end")))
+    symbols = tuple(dict.fromkeys((*singles, " ", *alike, "letter", "other", "end")))
     symbol = np.full(END + 1, symbols.index("other"), np.int32)
+    symbol[list(LETTERS)] = symbols.index("letter")
     for name, group in {**{s: s.encode("latin-1") for s in singles}, " ": BLANKS, **alike}.items():
         symbol[list(group)] = symbols.index(name)
     symbol[END] = symbols.index("end")
@@ -88,11 +93,10 @@ def _key_after(field: str, key: tuple[str, int], symbol: str) -> tuple[tuple[str
     """(how much of a key has been read, whether this symbol is its colon).
 
     Key (quote, n): n = 1 is the quote, then come the letters, the closing quote, blanks after it.
+    Outside a key ("letter", 0) is behind a letter and perhaps blanks.
     """
     quote, n = key
     closed = len(field) + 2
-    if n == closed and symbol == field[0]:  # the closing quote opened another key
-        return (quote, 2), False
     if 1 <= n <= len(field) and symbol == field[n - 1]:
         return (quote, n + 1), False
     if n == len(field) + 1 and symbol == quote:
@@ -101,4 +105,9 @@ def _key_after(field: str, key: tuple[str, int], symbol: str) -> tuple[tuple[str
         return (quote, closed + 1), False
     if n >= closed and symbol == ":":
         return ("", 0), True
-    return ((symbol, 1) if symbol in ('"', "'") else ("", 0)), False
+    behind = quote == "letter" or 2 <= n < closed
+    if symbol in ('"', "'"):
+        return (("", 0) if behind else (symbol, 1)), False
+    if symbol != " ":
+        behind = symbol == "letter" or (len(symbol) == 1 and symbol in string.ascii_letters)
+    return ("letter" if behind else "", 0), False

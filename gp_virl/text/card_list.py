@@ -61,8 +61,8 @@ def finish(said: CardListState) -> Int[Array, "13"]:
 
 @functools.lru_cache(1)
 def _automaton() -> Automaton:
-    letters = LETTERS.replace(b"\x00", b"")
-    return automaton.compiled(FIELD, ("[", "]", ",", "1", "0"), {"A": letters}, _value_after)
+    alike = {"A": b"AJQK", "2": b"23456789"}
+    return automaton.compiled(FIELD, ("[", "]", ",", "1", "0"), alike, _value_after)
 
 
 def _value_after(value: tuple, symbol: str) -> tuple[tuple, int]:
@@ -77,7 +77,7 @@ def _value_after(value: tuple, symbol: str) -> tuple[tuple, int]:
     if symbol == " " and kind != "one":
         return value, NOTHING
     if kind == "wanted":
-        if symbol == "A":
+        if symbol in ("A", "2"):
             return ("named", quote), _NAME
         if symbol == "1":
             return ("one", quote), NOTHING

@@ -7,8 +7,8 @@ too deep, and nothing is ever evaluated as code.
 
 Reading rules of formulas: the last `"formula":` (or `'formula':`) counts; its value is a quoted
 string that must be closed by the same quote; in it everything from the first `=` on is ignored.
-Blanks (space, tab, newline, CR, the escapes \\t \\n \\r, U+00A0) separate tokens, `\\/` is `/`,
-any other escape before the `=` is illegal.
+Blanks (space, tab, newline, CR, U+00A0) separate tokens. The escapes of JSON are undone first in
+the whole reply; an escaped quote closes no string, and is illegal before the `=`.
 """
 
 import functools
@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, UInt8
 
-from gp_virl.text import automaton, card_list
+from gp_virl.text import automaton, card_list, escapes
 from gp_virl.text.automaton import COLON, DONE, NONE, NOTHING, RESTART, Automaton
 from gp_virl.text.template import PieceBank, bank_of, compose
 from gp_virl.types import KEPT_NUMBERS, Answer
@@ -49,6 +49,7 @@ def parse(reply: UInt8[Array, "L"], length: Int[Array, ""]) -> Answer:
     `length` bytes are read. Callers vmap over lanes.
     """
     read = jnp.where(jnp.arange(reply.shape[0]) < length, reply.astype(jnp.int32), automaton.END)
+    read = escapes.in_place(read)
     symbol, detail = jnp.asarray(_automaton().symbol)[read], jnp.asarray(_details())[read]
 
     def step(said, byte):
@@ -88,7 +89,7 @@ def _step(said: _Said, symbol: Int[Array, ""], detail: Int[Array, ""]) -> _Said:
 @functools.lru_cache(1)
 def _automaton() -> Automaton:
     # A digit is "0", and + - * are "+".
-    names = ("\\", "/", "(", ")", "=", "n", "r", "t", "\xc2", "\xa0")
+    names = ("/", "(", ")", "=", "\xc2", "\xa0")
     return automaton.compiled(FIELD, names, {"0": b"0123456789", "+": b"+-*"}, _value_after)
 
 
@@ -107,18 +108,9 @@ def _value_after(value: tuple, symbol: str) -> tuple[tuple, int]:
         return (("operand", symbol) if symbol in ('"', "'") else NONE), NOTHING
     kind, quote, *rest = value
     if kind == "tail":  # after the first `=` only the closing quote matters
-        if symbol == quote:
-            return DONE, NOTHING
-        return (("tail escape", quote) if symbol == "\\" else value), NOTHING
-    if kind == "tail escape":
-        return ("tail", quote), NOTHING
-    if kind == "escape":
-        meant = "/" if symbol == "/" else " " if symbol in ("n", "t", "r") else "other"
-        return _expression_after(rest[0], quote, meant)
+        return (DONE if symbol == quote else value), NOTHING
     if kind == "no-break":  # U+00A0 is C2 A0
         return ((rest[0], quote) if symbol == "\xa0" else NONE), NOTHING
-    if symbol == "\\":
-        return ("escape", quote, kind), NOTHING
     return _expression_after(kind, quote, symbol)
 
 

@@ -4,12 +4,13 @@ First the JSON escapes of the whole reply are undone, so that names of places ca
 by byte. A finite automaton, its table compiled once from two plain functions of one symbol
 (`_key_after`, `_value_after`), then finds the values of `"current observation"` and `"action"`.
 
-Reading rules: the last `"key":` (or `'key':`) counts; its value is a quoted string that must be
-closed by the same quote. An action is the value without blanks around it, letter by letter. In an
-observation `NAME is on your SIDE` names a landmark, with or without `The destination` before it;
-so does any other text up to the first `;`, unless it is empty or starts with `No landmark`.
-`You observe an intersection` behind the landmark claims an intersection. Blanks are space, tab,
-newline, CR and U+00A0.
+Reading rules: the last `"key":` (or `'key':`) counts, of those not right behind a letter, blanks
+or not; its value is a quoted string that must be closed by the same quote. An action is the value
+without blanks around it, letter by letter. An observation ends before `; You observe an
+intersection`, which claims an intersection, as the same does before a `;` at its start or behind
+the landmark. In it `NAME is on your SIDE` names a landmark, with or without `The destination`
+before it; so does any other text up to the first `;`, unless it is empty or starts with `No
+landmark`. Blanks are space, tab, newline, CR and U+00A0; around a value also FF and VT.
 """
 
 import functools
@@ -22,18 +23,23 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Int, UInt8
 
+from gp_virl.text import automaton, escapes
+
 KEYS = ("current observation", "action")
 NAME_BYTES = 128  # of a landmark's name at most
 SIDE_MARK = b" is on your "
 DESTINATION = b"the destination "  # in any case, as the next two
+PREFIXES = 2  # times that it may stand before a name: a name may itself start with it
 NOTHING = b"no landmark"
 INTERSECTION = b"you observe an intersection"
+_OUTER = b" \t\n\r\f\v"  # blanks around a value
 _BLANKS = (" ", "\t")  # the space, which stands in a key, and every other blank
 
 # What the scan does at a byte for each key's value: two bits for the first key, two for the second.
 _NOTHING, _FORGET, _BEGIN, _END = range(4)
 _ACTIONS = 4 ** len(KEYS)
-_SYMBOLS = ('"', "'", *_BLANKS, ":", *sorted(set("".join(KEYS)) - {" "}), "other", "end")
+_SYMBOLS = ('"', "'", *_BLANKS, ":", *sorted(set("".join(KEYS)) - {" "}))
+_SYMBOLS = (*_SYMBOLS, "letter", "other", "end")  # a letter that no key has
 
 
 @struct.dataclass
@@ -45,12 +51,6 @@ class RouteAnswer:
     name: UInt8[Array, "*b 128"]  # of the landmark it names; 0 behind it
     name_length: Int[Array, "*b"]  # bytes of the whole name; 0: it names no landmark
     intersection: Bool[Array, "*b"]  # True where it claims one
-
-
-class _Text(NamedTuple):
-    byte: Array  # [L] int32, escapes undone
-    bare: Array  # [L] True where the byte was no escape
-    length: Array
 
 
 class _Automaton(NamedTuple):
@@ -74,6 +74,15 @@ def byte_rows(texts: Sequence[str], width: int = 0) -> UInt8[np.ndarray, "n w"]:
     return rows
 
 
+def bare_name(name: str) -> str:
+    """A landmark's name as `parse` reads it: no blanks around it, no `The destination` before."""
+    for _ in range(PREFIXES):
+        name = name.strip(_OUTER.decode() + "\u00a0")
+        if name.encode("utf-8", "surrogatepass").lower().startswith(DESTINATION):
+            name = name[len(DESTINATION) :]
+    return name.strip(_OUTER.decode() + "\u00a0")
+
+
 def parse(
     reply: UInt8[Array, "L"], length: Int[Array, ""], actions: UInt8[Array, "n w"]
 ) -> RouteAnswer:
@@ -81,9 +90,9 @@ def parse(
 
     Only the first `length` bytes are read. Callers vmap over lanes.
     """
-    text = _unescaped(reply.astype(jnp.int32), length)
+    text = escapes.undone(reply.astype(jnp.int32), length)
     begin, end = _values(text)
-    ink = jnp.ones(256, bool).at[np.frombuffer(b" \t\n\r", np.uint8)].set(False)[text.byte]
+    ink = jnp.ones(256, bool).at[np.frombuffer(_OUTER, np.uint8)].set(False)[text.byte]
     start, stop = _trimmed(ink, begin[1], end[1])
     said = _window(text.byte, start, stop, actions.shape[1])
     same = (said == actions).all(-1) & ((actions != 0).sum(-1) == stop - start)
@@ -104,6 +113,10 @@ def _observation(byte: Array, ink: Array, begin: Array, end: Array) -> tuple[Arr
     place, nowhere = jnp.arange(byte.shape[0]), byte.shape[0]
     lower = jnp.where((byte >= 65) & (byte <= 90), byte + 32, byte)
     begin, end = _trimmed(ink, begin, end)
+    cuts = _found(lower, b"; " + INTERSECTION, begin, end)
+    end = jnp.minimum(jnp.min(jnp.where(cuts, place, nowhere)), end)
+    ahead = _starts(lower, INTERSECTION + b";", begin, end)
+    begin += ahead * len(INTERSECTION + b";")
     sided = _found(byte, SIDE_MARK, begin, end)
     side, has_side = jnp.max(jnp.where(sided, place, -1)), sided.any()
     rest = jnp.where(has_side, side + len(SIDE_MARK), begin)
@@ -112,9 +125,10 @@ def _observation(byte: Array, ink: Array, begin: Array, end: Array) -> tuple[Arr
     other = jnp.minimum(jnp.min(jnp.where(breaks, place, nowhere)), end)
     first, last = _trimmed(ink, begin, jnp.where(has_side, side, other))
     none = ~has_side & _starts(lower, NOTHING, first, last)
-    arrived = _starts(lower, DESTINATION, first, last)
-    first, last = _trimmed(ink, first + arrived * len(DESTINATION), last)
-    return first, jnp.where(none, first, last), claims.any()
+    for _ in range(PREFIXES):
+        arrived = _starts(lower, DESTINATION, first, last)
+        first, last = _trimmed(ink, first + arrived * len(DESTINATION), last)
+    return first, jnp.where(none, first, last), claims.any() | cuts.any() | ahead
 
 
 def _found(byte: Array, phrase: bytes, begin: Array, end: Array) -> Array:
@@ -150,69 +164,11 @@ def _window(byte: Array, begin: Array, end: Array, width: int) -> Array:
     return jnp.where(place < end, byte[jnp.minimum(place, byte.shape[0] - 1)], 0)
 
 
-def _unescaped(byte: Array, length: Array) -> _Text:
-    """The text with the JSON escapes undone; a backslash before any other byte is dropped."""
-    place = jnp.arange(byte.shape[0])
-    byte = jnp.where(place < length, byte, 0)
-    slash = byte == ord("\\")
-    other = jax.lax.cummax(jnp.where(slash, -1, place))  # the last byte that is no backslash
-    run = place - 1 - _shifted(other, -1, -1)  # backslashes just before
-    escaped = (run % 2 == 1) & (place < length)
-    meant = jnp.arange(256).at[np.frombuffer(b"bfnrt", np.uint8)].set(np.array([8, 12, 10, 13, 9]))
-    units, count, spelling = _unicode(byte, escaped & (byte == ord("u")))
-    owner = jax.lax.cummax(jnp.where(units, place, -1))
-    offset = place - owner
-    within = (owner >= 0) & (offset < 5)  # u and four digits
-    spelled = spelling[owner, jnp.minimum(offset, 3)]
-    gap = (byte == 0xC2) & (_shifted(byte, 1, 0) == 0xA0)
-    byte = jnp.where((byte == 0xA0) & _shifted(gap, -1, False), 32, byte)
-    byte = jnp.where(within, spelled, jnp.where(escaped, meant[byte], byte))
-    kept = jnp.where(within, offset < count[owner], ~gap & (~slash | escaped)) & (place < length)
-    target = jnp.where(kept, jnp.cumsum(kept) - 1, byte.shape[0])
-    return _Text(
-        byte=jnp.zeros_like(byte).at[target].set(byte, mode="drop"),
-        bare=jnp.zeros_like(kept).at[target].set(~escaped & ~within, mode="drop"),
-        length=kept.sum(),
-    )
-
-
-def _unicode(byte: Array, here: Array) -> tuple[Array, Array, Array]:
-    """(True at the u of each \\uXXXX, bytes of its character in UTF-8, these bytes [L, 4]).
-
-    The first of two surrogates has all the bytes of their character; U+00A0 becomes a space.
-    """
-    digits = np.full(256, -1, np.int32)
-    for value, digit in enumerate("0123456789abcdef"):
-        digits[[ord(digit), ord(digit.upper())]] = value
-    digit = jnp.asarray(digits)[byte]
-    ahead = [_shifted(digit, step, -1) for step in range(1, 5)]
-    units = functools.reduce(lambda a, b: a & (b >= 0), ahead, here)
-    unit = sum(value << (12 - 4 * step) for step, value in enumerate(ahead))
-    unit = jnp.where(units, unit, 0)
-    low = _shifted(unit, 6, 0)
-    pair = (unit >> 10 == 0x36) & (low >> 10 == 0x37)
-    code = jnp.where(pair, 0x10000 + ((unit & 0x3FF) << 10) + (low & 0x3FF), unit)
-    code = jnp.where(code == 0xA0, 32, code)
-    count = 1 + (code >= 0x80) + (code >= 0x800) + (code >= 0x10000)
-    tails = [(code >> shift) & 0x3F | 0x80 for shift in (0, 6, 12)]
-    heads = [code, code >> 6 | 0xC0, code >> 12 | 0xE0, code >> 18 | 0xF0]
-    rows = [jnp.stack([heads[n], *tails[:n][::-1], *[code] * (3 - n)], -1) for n in range(4)]
-    spelling = jnp.take_along_axis(jnp.stack(rows, 1), (count - 1)[:, None, None], 1)[:, 0]
-    return units, jnp.where(_shifted(pair, -6, False), 0, count), spelling
-
-
-def _shifted(values: Array, step: int, fill: int | bool) -> Array:
-    """values[i + step] at place i, `fill` where there is none."""
-    place = jnp.arange(values.shape[0]) + step
-    inside = (place >= 0) & (place < values.shape[0])
-    return jnp.where(inside, jnp.roll(values, -step), fill)
-
-
-def _values(text: _Text) -> tuple[Array, Array]:
+def _values(text: escapes.Text) -> tuple[Array, Array]:
     """First place and end of each key's value; an end of -1 where there is no such string."""
-    automaton = _automaton()
-    place, table = jnp.arange(text.byte.shape[0]), jnp.asarray(automaton.table)
-    symbol = jnp.asarray(automaton.symbol)[jnp.where(place < text.length, text.byte, 256)]
+    tables = _automaton()
+    place, table = jnp.arange(text.byte.shape[0]), jnp.asarray(tables.table)
+    symbol = jnp.asarray(tables.symbol)[jnp.where(place < text.length, text.byte, 256)]
     quoted = (symbol < 2) & ~text.bare  # an escaped quote is a letter like any other
     symbol = jnp.where(quoted, _SYMBOLS.index("other"), symbol)
 
@@ -235,6 +191,7 @@ def _automaton() -> _Automaton:
     """All states that the start reaches, numbered in the order found."""
     symbol = np.full(257, _SYMBOLS.index("other"), np.int32)
     symbol[256] = _SYMBOLS.index("end")
+    symbol[list(automaton.LETTERS)] = _SYMBOLS.index("letter")
     for index, name in enumerate(_SYMBOLS):
         if len(name) == 1:
             symbol[ord(name)] = index
@@ -268,19 +225,24 @@ def _after(key: tuple, values: tuple, symbol: str) -> tuple[tuple, int]:
 def _key_after(key: tuple[str, str, int], symbol: str) -> tuple[tuple[str, str, int], int | None]:
     """(how much of a key has been read, the index of the key whose colon this symbol is).
 
-    Key (quote, letters, closed): closed is 1 at the closing quote and 2 at blanks behind it.
+    Key (quote, letters, closed): closed is 1 at the closing quote and 2 at blanks behind it. No
+    key opens right behind a letter, blanks or not; ("", "x", 0) is there.
     """
     quote, letters, closed = key
     if closed and symbol in _BLANKS:
         return (quote, letters, 2), None
     if closed and symbol == ":":
         return ("", "", 0), KEYS.index(letters)
-    letters = "" if closed == 1 else letters  # the closing quote may open another key
-    if quote and closed < 2 and any(known.startswith(letters + symbol) for known in KEYS):
+    if quote and not closed and any(known.startswith(letters + symbol) for known in KEYS):
         return (quote, letters + symbol, 0), None
     if quote and not closed and symbol == quote and letters in KEYS:
         return (quote, letters, 1), None
-    return ((symbol, "", 0) if symbol in ('"', "'") else ("", "", 0)), None
+    behind = "x" if letters and not closed else ""
+    if symbol in ('"', "'"):
+        return ("" if behind else symbol, "", 0), None
+    if symbol not in _BLANKS:
+        behind = "x" if symbol == "letter" or symbol in "".join(KEYS) else ""
+    return ("", behind, 0), None
 
 
 def _value_after(value: tuple, symbol: str) -> tuple[tuple, int]:

@@ -2,9 +2,11 @@
 
 import os
 import pickle
+import time
 from pathlib import Path
 
 import pytest
+from absl import logging
 
 from gp_virl.envs import routes
 from gp_virl.envs.panorama_map import drawn_between, metres
@@ -26,6 +28,14 @@ from tests.envs.route_examples import (
 STREET = {moved(START, north, 0.5): f"n{north}" for north in range(0, 101, 10)}
 STREET |= {moved(CORNER, 0.5, east): f"e{east}" for east in range(10, 41, 10)}
 EVERY = tuple(STREET.values())
+
+
+@pytest.fixture
+def warnings(monkeypatch) -> list[str]:
+    """What is warned of while a test runs."""
+    told: list[str] = []
+    monkeypatch.setattr(logging, "warning", lambda form, *given: told.append(form % given))
+    return told
 
 
 def refused(path: Path, **how) -> str:
@@ -163,6 +173,35 @@ def test_milestones_need_a_street_view(tmp_path: Path) -> None:
     assert "route '0 to Hall': start_place.relocated_geocode: no street view: n0.jpg" in told
 
 
+def test_a_route_without_a_street_view_is_left_out(tmp_path: Path, warnings: list[str]) -> None:
+    away = [list(moved(point, 5000, 0)) for point in (CORNER, GOAL)]
+    wrong = changed("route_results.geocode_list", away)
+    late = changed("start_place.relocated_geocode", away[0])
+    objects = [wrong, two_legs(), late, changed("init_heading", 9)]
+    folder = write(tmp_path, [objects, 0], STREET, EVERY)
+    read = read_routes(folder, 3, need_views=True)
+    assert [(route.name, route.start_heading) for route in read] == [
+        ("1 to Hall", None), ("3 to Hall", 9),
+    ]  # fmt: skip
+    (told,) = warnings
+    assert told.startswith(f"{folder}: 2 of 4 routes are left out\n  route '0 to Hall': route_res")
+    assert told.count("\n") == 2 and "route '2 to Hall': start_place.relocated_geocode: no" in told
+    assert "geocode_list[0]: no street view: the nearest" in told and "geocode_list[1]: no" in told
+    assert routes_of(objects, STREET, 3, "mine") == read
+    assert warnings[1] == told.replace(str(folder), "mine")
+    read_routes(write(tmp_path, [[two_legs()], 0]), 3)
+    assert len(warnings) == 2
+    with pytest.raises(RouteError, match="route '3': dest_place.name: missing"):
+        routes_of([*objects[:3], changed("dest_place.name", ...)], STREET, 3, "mine")
+
+
+def test_of_many_routes_left_out_a_few_are_named(warnings: list[str]) -> None:
+    wrong = changed("start_place.relocated_geocode", [1.0, 2.0])
+    assert len(routes_of([wrong] * 9 + [two_legs()], STREET, 3, "mine")) == 1
+    (told,) = warnings
+    assert told.count("\n") == 6 and told.endswith("\n  and 4 more") and "'5 to Hall'" not in told
+
+
 def test_street_views_that_are_needed(tmp_path: Path) -> None:
     folder = write(tmp_path, two_legs())
     told = refused(folder, need_views=True)
@@ -245,6 +284,52 @@ def test_a_mapping_with_many_wrong_entries_names_a_few(tmp_path: Path) -> None:
     folder = write(tmp_path, two_legs(), STREET | {(1.0, float(i)): i for i in range(100)})
     told = refused(folder)
     assert "(1.0, 4.0): 4} and 95 more" in told and len(told) < 1000
+
+
+def nested(levels: int) -> bytes:
+    """A pickle of a mapping whose value is a list within a list within a list, and so on."""
+    key = pickle.dumps((1.0, 2.0), 2)[2:-1]
+    return b"\x80\x02}" + key + b"]" * levels + b"a" * (levels - 1) + b"s."
+
+
+def doubled(levels: int) -> list:
+    """Nested lists whose repr doubles with each level."""
+    value: list = []
+    for _ in range(levels):
+        value = [value, value]
+    return value
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        nested(20_000),
+        pickle.dumps({(1.0, 2.0): doubled(40)}),
+        pickle.dumps(doubled(40)),
+        pickle.dumps((doubled(40), 1)),
+        pickle.dumps({(10**5000, 1.0): "a"}),
+        pickle.dumps(10**5000),
+        pickle.dumps({(1.0, 2.0): "/" * 10**6}),
+    ],
+    ids=["deep", "value", "list", "tuple", "key", "number", "text"],
+)  # fmt: skip
+def test_a_mapping_that_cannot_be_written_out(tmp_path: Path, content: bytes) -> None:
+    folder = write(tmp_path, two_legs())
+    (folder / "gps_pano_mapping.pkl").write_bytes(content)
+    began = time.process_time()
+    told = refused(folder)
+    assert time.process_time() - began < 2  # 0.03 s where beartype doesn't look on
+    assert told.startswith(f"{folder}/gps_pano_mapping.pkl: given ") and len(told) < 1000
+
+
+def test_routes_that_cannot_be_written_out() -> None:
+    for path in ("init_heading", "dest_place.name", "start_place.relocated_geocode"):
+        for value in (doubled(40), (doubled(40),), 10**5000, [doubled(40), 10**5000]):
+            with pytest.raises(RouteError, match=f"{path}: given ") as caught:
+                routes_of([changed(path, value)], STREET, 3, "mine")
+            assert len(str(caught.value)) < 500
+    with pytest.raises(RouteError, match="route 0: given .*, allowed: an object"):
+        routes_of([(doubled(40),)], STREET, 3, "mine")
 
 
 class Attack:

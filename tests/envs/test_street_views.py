@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
 from gp_virl.envs import street_views as views
 from gp_virl.envs.street_views import LAYOUTS, StreetViewError, StreetViews, read_panoramas
@@ -158,6 +158,64 @@ def test_wrong_files_are_all_named(tmp_path, panoramas) -> None:
     ):  # fmt: skip
         assert part in told
     assert told.count("\n") == 9
+
+
+def told_of(folder, name: str) -> str:
+    with pytest.raises(StreetViewError) as caught:
+        read_panoramas(folder, [name], 64)
+    assert str(caught.value).count("\n") == 1
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("about", "message"),
+    [
+        ('{"rotation": 1' + "0" * 400 + "}", "field rotation: given an integer of 1329 bits, allo"),
+        ('{"rotation": 1' + "0" * 5000 + "}", "not JSON"),
+        ("[" * 100_000, "not JSON"),
+        ('{"rotation": ' + "[" * 500 + "]" * 500 + "}", "field rotation: given [[[[...]]]], allow"),
+        ('{"rotation": 1e300}', "field rotation: given 1e+300, allowed: a number of degrees"),
+        ('{"rotation": -1000001}', "field rotation: given -1000001, allowed: a number of degrees"),
+        ('{"rotation": NaN}', "field rotation: given nan, allowed: a number of degrees"),
+        ('{"rotation": "' + "x" * 10**6 + '"}', "field rotation: given 'xx"),
+    ],
+)
+def test_metadata_that_are_none(tmp_path, panoramas, about: str, message: str) -> None:
+    write(tmp_path, "a", panoramas[0], 0)
+    (tmp_path / "a.metadata.json").write_text(about)
+    told = told_of(tmp_path, "a")
+    assert f"a.metadata.json: {message}" in told and len(told) < 500
+
+
+def test_rotations_are_within_a_turn(tmp_path, panoramas) -> None:
+    for given, expected in ((370, 10), (-90.5, 269.5), (10**6, 280), (-0.0, 0), (360.0, 0)):
+        write(tmp_path, "a", panoramas[0], {"rotation": given})
+        assert read_panoramas(tmp_path, ["a"], 64)[1].tolist() == [expected]
+
+
+def test_only_jpeg_and_png_are_pictures(tmp_path, panoramas, monkeypatch) -> None:
+    """Above all no EPS, for which Pillow starts Ghostscript, whatever the file is called."""
+    started = []
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *given, **more: started.append(given))
+    picture = Image.fromarray(panoramas[0])
+    write(tmp_path, "a", panoramas[0], {"rotation": 0})
+    for form in ("EPS", "GIF", "TIFF", "BMP"):
+        picture.save(tmp_path / "a.jpg", form)
+        assert "a.jpg: not a readable picture" in told_of(tmp_path, "a")
+    assert not started
+    picture.save(tmp_path / "a.jpg", "PNG")
+    assert (read_panoramas(tmp_path, ["a"], 128)[0][0] == panoramas[0]).all()
+    whole = (tmp_path / "a.jpg").read_bytes()
+    for end in (40, len(whole) // 2):
+        (tmp_path / "a.jpg").write_bytes(whole[:end])
+        assert "a.jpg: not a readable picture" in told_of(tmp_path, "a")
+    for kind in (SyntaxError, ValueError, Image.DecompressionBombError):
+
+        def fails(*given, kind=kind, **more):
+            raise kind("broken")
+
+        monkeypatch.setattr(Image, "open", fails)
+        assert "a.jpg: not a readable picture (broken)" in told_of(tmp_path, "a")
 
 
 def test_banks_are_loaded_ahead(panoramas) -> None:

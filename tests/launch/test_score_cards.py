@@ -44,12 +44,19 @@ def test_cards_count_only_where_they_are_seen() -> None:
     assert [result["outcome"] for result in scored(*said)] == ["solved", "solved", "illegal"]
 
 
+def test_a_lines_modality_counts_whatever_the_task() -> None:
+    lines = [{"modality": modality} for modality in ("language", "vision")]
+    for task in ("gp_l", "gp_vl"):
+        results = scored(*lines, task=task)
+        assert [result["reward"] for result in results] == [5, -1.5]
+
+
 def test_replies_of_any_length_and_any_characters() -> None:
     solution = GOOD["reply"]
     texts = [
         "",
         "\ud83e" + solution,
-        "x" * 5000 + solution,
+        "x" * 5000 + "{" + solution,
         "\x00\n\u2028" + solution,
         solution + " " * (1 << 20),
         solution.replace("+", "\ud800"),
@@ -71,6 +78,8 @@ def test_replies_of_any_length_and_any_characters() -> None:
         ({"target": 0}, "target: given 0, allowed: an integer"),
         ({"target": 24.0}, "target: given 24.0"),
         ({"target": True}, "target: given True"),
+        ({"modality": "Vision"}, "modality: given 'Vision', allowed: language, vision"),
+        ({"modality": None}, "modality: given None"),
         ({"target": 2**40}, "target: given 1099511627776"),
     ],
 )

@@ -60,6 +60,13 @@ def test_what_counts_as_detected() -> None:
     assert "intersection" in results[3]["feedback"] and "landmark" not in results[3]["feedback"]
 
 
+def test_no_observation_is_no_landmark() -> None:
+    seen = json.dumps({"current observation": "No landmarks nearby", "action": "stop()"})
+    texts = ["", None, " \n", "\tNo landmarks nearby ", " The Dutch is on your left"]
+    results = scored(*({"reply": seen, "observation": text} for text in texts))
+    assert [result["reward"] for result in results] == [-1.0] * 4 + [-1.5]
+
+
 def test_replies_of_any_length_and_any_characters() -> None:
     good = GOOD["reply"]
     texts = ["", "\ud83e" + good, "x" * 5000 + good, "\x00\n\u2028" + good, good + " " * (1 << 16)]
@@ -80,7 +87,7 @@ def test_replies_of_any_length_and_any_characters() -> None:
         (json.dumps(GOOD | {"expert_action": [1]}).encode(), r"given \[1\], allowed: forward"),
         (json.dumps(GOOD | {"intersection": 1}).encode(), "given 1, allowed: true or false"),
         (json.dumps(GOOD | {"observation": "The Dutch"}).encode(), "NAME is on your SIDE"),
-        (json.dumps(GOOD | {"observation": None}).encode(), "observation: given None"),
+        (json.dumps(GOOD | {"observation": 5}).encode(), "observation: given 5"),
         (json.dumps(GOOD | {"observation": "n" * 129 + " is on your left"}).encode(), "128 bytes"),
     ],
 )

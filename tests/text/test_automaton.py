@@ -36,7 +36,8 @@ def read(text: bytes) -> tuple[bool, int]:
 
 @given(st.lists(st.sampled_from(bits), max_size=20).map(b"".join))
 def test_the_last_field_is_read_as_the_expression_reads_it(text: bytes) -> None:
-    starts = [match.end() for match in FIELD.finditer(text)]
+    found = [(text[: m.start()].rstrip(b" \t\n\r")[-1:], m.end()) for m in FIELD.finditer(text)]
+    starts = [end for before, end in found if not before.isalpha()]
     value = re.match(rb"([0-9]+)\.", text[starts[-1] :]) if starts else None
     whole, digits = read(text)
     assert whole == (value is not None), text

@@ -43,6 +43,7 @@ def counted(symbols: list[str]) -> list[int]:
 bits = [b"1", b"24", b"007", b"+", b"-", b"*", b"/", b"\\/", b"(", b")", b"=", b" ", b"\\n", b"\\"]
 bits += [b"\xc2", b"\xa0", b"\xc2\xa0", b'"', b"'", b"f", b"x", b"1+2", b"(3)"]
 bits += [b'"formula"', b"'formula'", b":", b'"formula":"', b"'formula' : '", b"formula"]
+bits += [b"\\u002b", b"\\u0022", b"\\u00A0", b"\\u0037", b"\\u12", b"u", b"Q", b"good "]
 soup = st.lists(st.sampled_from(bits), max_size=16).map(b"".join)
 inside = soup.map(lambda text: b'"formula": "' + text + b'"')
 noise = st.binary(max_size=SIZE)
@@ -78,7 +79,7 @@ def test_parse_agrees_with_the_oracle(texts: list[bytes]) -> None:
         ('"formula "  : "1+2"', None),
         ('"formula": "1 3"', None),
         ('"formula": "1+\\n2\\/3"', [1, 2, 3]),
-        ('"formula": "1\\u002b2"', None),
+        ('"formula": "1\\u002b2"', [1, 2]),
         ('"formula": "1+\u00a02"', [1, 2]),
         ('"formula": "1\u00d72"', None),
         ('"formula": "007"', [7]),
@@ -95,6 +96,21 @@ def test_parse_agrees_with_the_oracle(texts: list[bytes]) -> None:
         ('"formula": "1.5"', None),
         ('"formula": "=3"', None),
         ('"formula": ""', None),
+        ('"f\\u006Frmula": "(10-4)\\u002A(8-4)\\u003d24"', [10, 4, 8, 4]),
+        ('"formula": "1\\u00a0+\\u00202"', [1, 2]),
+        ('"formula": "1+2\\u0022', None),
+        ('"formula": "1+2\\u0022"', None),
+        ('"formula": "1+2=\\u0022\\u005c"', [1, 2]),
+        ('"formula": "1+2=\\\\"', [1, 2]),
+        ('"formula": "1+2\\\\u002b3"', None),
+        ('"formula": "1\\u00d72"', None),
+        ('"formula": "1\\u002"', None),
+        ('"formula": "1\\+2"', None),
+        ('"formula": "1+2", "note": "my \'formula\': good"', [1, 2]),
+        ('"formula": "1+2", "note": "my\\n\'formula\': good"', [1, 2]),
+        ('"formula": "1+2", "note": "4 \'formula\': good"', None),
+        ('"cards": [1] "formula": "1+2"', [1, 2]),
+        ('"cards": [1],\\n"formula": "1+2"', [1, 2]),
         ("1+2", None),
         ("", None),
     ],
@@ -123,6 +139,7 @@ card_bits += [
 ]
 card_bits += [b",", b", "] * 6 + [b'"', b"'", b'"', b"'", b" ", b"\n", b"[", b"]", b'"]', b"null"]
 card_bits += [b'"cards"', b"'cards'", b":", b'"cards": ["', b"'cards':['", b'"cards":', b'"cards']
+card_bits += [b"\\u0038", b"\\u0022", b"my "]
 card_soup = st.lists(st.sampled_from(card_bits), max_size=24).map(b"".join)
 
 
@@ -213,6 +230,9 @@ def test_the_named_cards_agree_with_the_oracle(texts: list[bytes]) -> None:
         ('"cards": ["02"]', []),
         ('"cards": ["\u2660K"]', []),
         ('"Cards": ["K"]', []),
+        ('"cards": ["\\u0038", "\\u0031\\u0030", "\\u004b"]', ["8", "10", "K"]),
+        ('"cards": ["8\\u0022]', []),
+        ('"cards": ["8", "K"], "note": "the \'cards\': two"', ["8", "K"]),
         ('["K"]', []),
         ("", []),
     ],

@@ -51,6 +51,7 @@ words += [" is on your ", "left", "The destination ", "the Destination ", "No la
 words += ["no landmark", "You observe an intersection", "YOU OBSERVE AN INTERSECTION", "An", ";"]
 words += ["\\\\", '\\"', "\\'", "\\/", "\\", "\\u00e9", "\\u00A0", "\\u20aC", "\\ud83d\\ude00"]
 words += ["\\ud83d", "\\u12", "\\u0022", "é", "東", "\U0001f600", "Café 7", "x", "\r"]
+words += ["\f", "\v", "; You observe an intersection; ", "You observe an intersection;"]
 soup = st.lists(st.sampled_from(keys + words), max_size=12).map("".join)
 inside = st.lists(st.sampled_from(words), max_size=6).map("".join)
 whole = st.tuples(inside, inside).map(
@@ -84,6 +85,10 @@ def test_no_bytes_are_too_strange(texts: list[bytes]) -> None:
         ('" turn_direction(slightly left)\\n\\t"', "turn_direction(slightly left)"),
         ('"\u00a0stop()\\u00a0"', "stop()"),
         ('"turn_direction(\\u006eorth)"', "turn_direction(north)"),
+        ('"\f\v stop()\\f\v"', "stop()"),
+        ('"stop()", "why": "the \'action\': is right"', "stop()"),
+        ('"stop()", "why": "the\\n\'action\': is right"', "stop()"),
+        ('"stop()" \n"action": "forward()"', "forward()"),
         ('"turn_direction( north)"', None),
         ('"turn_direction(\\"north\\")"', None),
         ('"turn_directionnorth"', None),
@@ -122,6 +127,13 @@ def test_reading_of_actions(value: str, action: str | None) -> None:
         ("A; B is on your left; you observe an intersection.", "A; B", True),
         ("Prince St; You observe an intersection", "Prince St", True),
         ("Prince St", "Prince St", False),
+        ("You observe an intersection; Prince St is on your front", "Prince St", True),
+        ("You observe an intersection; No landmarks nearby", "", True),
+        ("You observe an intersection; ", "", True),
+        ("A is on your left; You observe an intersection; B is on your left", "A", True),
+        ("A; You observe an intersection; B is on your left", "A", True),
+        ("The Destination Bar is on your left", "Bar", False),
+        ("The destination The Destination Bar is on your left", "Bar", False),
         ("You do not observe an intersection", "You do not observe an intersection", False),
         ('Joe\'s "Big" \\ Pizza is on your left front', 'Joe\'s "Big" \\ Pizza', False),
         ("東京 \U0001f600 is on your left", "東京 \U0001f600", False),
@@ -143,6 +155,12 @@ def test_long_names_and_what_lies_behind_the_length() -> None:
     row[:, : len(text)] = np.frombuffer(text, np.uint8)
     answer = parse(row, len(text) - np.arange(BATCH, dtype=np.int32))
     assert answer.action.tolist() == [1] + [-1] * (BATCH - 1)
+
+
+def test_bare_names() -> None:
+    for prefix in ("", " The Destination ", "the destination  THE DESTINATION "):
+        assert route_replies.bare_name(prefix + "Caf\u00e9\u00a0") == "Caf\u00e9"
+    assert route_replies.bare_name("The Destinations") == "The Destinations"
 
 
 def test_byte_rows() -> None:
