@@ -156,12 +156,17 @@ def rollout_of(played: Played, sizes: Sizes) -> Rollout:
         value=played.value,
         reward=jnp.where(last, 5.0, -1.0),
         outcome=whole,
+        recognized=jnp.zeros_like(last),
+        solved=last,
         terminated=last,
         truncated=jnp.zeros_like(last),
+        closed=last,
         played=jnp.ones_like(last),
         episode=whole + jnp.arange(lanes),
         turn=whole + jnp.arange(turns)[:, None],
         prefilled=whole,
+        encoded=jnp.zeros_like(last),
+        scene=None,
     )
 
 
@@ -180,7 +185,7 @@ def update(
     if pictures is None:
         following = jnp.concatenate([roll.value[1:], jnp.zeros_like(roll.value[:1])])
         return ppo.update(
-            graph, rule, config, sizes.turns, state, state.params, roll, following,
+            graph, rule, config, sizes.turns, None, state, state.params, roll, following,
             jax.random.key(0), jnp.float32(1), jnp.float32(1),
         )[0]  # fmt: skip
 
@@ -205,7 +210,7 @@ def sft_settings(steps: int) -> SftConfig:
     return SftConfig(
         steps=steps, batch_size=1, microbatch=1, length=8, learning_rate=1e-4,
         schedule="constant", warmup=0, final_share=0.0, weight_decay=0.01, beta2=0.99,
-        clip_norm=1.0,
+        clip_norm=1.0, pictures=1, frozen="none",
     )  # fmt: skip
 
 
@@ -217,5 +222,5 @@ def ppo_settings(microbatch: int) -> PpoConfig:
         value_learning_rate=1e-4, value_warmup=0, clip=0.1, value_clip=0.2, value_coef=0.5,
         value_shapes_decoder=True, entropy_coef=0.0, kl_coef=0.0,
         kl_logged=False, discount=0.9, lam=0.95, ratio_level="turn", thought_coef=1.0,
-        reward_scale=1.0,
+        reward_scale=1.0, pictures=1, frozen="none",
     )  # fmt: skip

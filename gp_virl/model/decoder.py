@@ -140,7 +140,7 @@ class CrossAttention(Attention):
         x: Float[Array, "B S D"],
         kv: tuple,
         looks: Bool[Array, "B S I"],
-        own: Bool[Array, "B S I"] | None,
+        own: Bool[Array, "B S I"] | None = None,
     ) -> Float[Array, "B S D"]:
         """A token that sees no feature is attended over all of its image, as in HF."""
         q = head_major(self.q_norm(self.heads_of(self.q_proj(x))), "heads")
