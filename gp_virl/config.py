@@ -362,6 +362,8 @@ def _checked(value, spec, kind, path: str, problems: list[str]):
 def _expected(spec, kind) -> str:
     if dataclasses.is_dataclass(kind):
         return f"a section with {_names(kind)}"
+    if typing.get_args(kind):
+        return " or ".join(_expected(spec, one) for one in typing.get_args(kind))
     names = {int: "an integer", float: "a number", bool: "True or False", str: "a text"}
     return spec.metadata.get("allowed", names.get(kind, kind.__name__))
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from ml_collections import ConfigDict
 
-from configs import gp_l
+from configs import gp_l, gp_vl, virl_l, virl_vl
 from gp_virl import config as cfg
 
 ROOT = Path(__file__).parents[1]
@@ -49,16 +49,18 @@ def refusal(config) -> str:
     return str(caught.value)
 
 
+@pytest.mark.parametrize("task", [gp_l, gp_vl, virl_l, virl_vl])
 @pytest.mark.parametrize("scale", ["tiny", "small", "11b"])
-def test_every_scale_is_accepted(scale: str) -> None:
-    given = gp_l.get_config(scale)
+def test_every_scale_is_accepted(task, scale: str) -> None:
+    given = task.get_config(scale)
     study = cfg.build(given)
-    assert study.scale == scale and study.task == "gp_l"
+    assert study.scale == scale and task.__name__ == f"configs.{study.task}"
     assert dataclasses.asdict(study) == given.to_dict()
     assert study.splits["id"] == study.env
-    ood = study.splits["rule_ood"]
-    assert (ood.rule, ood.require_face) == ("face_rank", True)
-    assert dataclasses.replace(ood, rule="face_ten", require_face=False) == study.env
+    changed = {"gp": {"rule": "face_rank", "require_face": True}, "virl": {"rule": "relative"}}
+    ood = dataclasses.replace(study.env, **changed[study.task.split("_")[0]])
+    assert study.splits["rule_ood"] == ood
+    assert ("visual_ood" in study.splits) == study.pictured == study.task.endswith("_vl")
 
 
 def test_an_unknown_scale_is_named_with_those_there_are() -> None:
@@ -138,9 +140,21 @@ def test_a_mixture_of_rules_needs_the_other_rule() -> None:
 
 
 def test_wrong_changes_of_an_ood_split_are_named() -> None:
-    said = refusal(replaced("ood", {"rule": {"rulez": "face_rank"}, "suits": {"suits": "green"}}))
+    changes = {"rule": {"rulez": "face_rank"}, "visual": {"suits": "green"}, "look": {}}
+    said = refusal(replaced("ood", changes))
     assert "config.ood.rule.rulez: unknown (did you mean rule?)" in said
-    assert "config.ood.suits.suits: given 'green'" in said
+    assert "config.ood.visual.suits: given 'green'" in said
+    assert "config.ood.look: unknown; allowed: rule, visual" in said
+
+
+def test_other_cities_are_not_those_trained_in() -> None:
+    """Where routes are read, a style changes nothing; a visual split needs data of its own."""
+    config = virl_vl.get_config("tiny").copy_and_resolve_references().to_dict()
+    config["env"]["source"] = config["ood"]["visual"]["source"] = "routes"
+    config["ood"]["rule"]["source"] = "routes"
+    assert "config.ood.visual.source: given routes, the same as" in refusal(config)
+    config["ood"]["visual"]["source"] = "elsewhere"
+    assert cfg.build(config).splits["visual_ood"].source == "elsewhere"
 
 
 def sections() -> list[type]:
