@@ -93,10 +93,9 @@ class RouteRewards:
 class RouteConfig:
     """One split of V-IRL navigation.
 
-    Routes are of a city that is drawn, of `style` ('mini': the small benchmark's nine cities) and
-    from `seed`, or of released data if `source` is a path. The share `held_out` of them is kept
-    from training. With modality image, landmarks must be seen in pictures of `image_size` pixels
-    along each side: four views in the order of `layout`.
+    Routes are of a drawn city of `style` ('mini': the small benchmark's nine) from `seed`, or of
+    released data if `source` is a path; the share `held_out` is kept from training. With modality
+    image, landmarks must be seen in pictures of `image_size` pixels along each side.
     """
 
     rule: str = choice("absolute", "relative")
@@ -115,17 +114,12 @@ class RouteConfig:
 
 
 DRAWN = "city"  # a source: nothing is read
-ENVIRONMENTS = {
-    "gp_l": EnvConfig, "gp_vl": EnvConfig, "virl_l": RouteConfig, "virl_vl": RouteConfig
-}  # fmt: skip
+ENVIRONMENTS = dict(gp_l=EnvConfig, gp_vl=EnvConfig, virl_l=RouteConfig, virl_vl=RouteConfig)
 
 
 @dataclass(frozen=True)
 class TextConfig:
-    """What is said and how it is cut into tokens; `wording`: full, brief or a file.
-
-    `tokenizer`: 'tiny' ('tiny_routes' for navigation) or a directory for AutoTokenizer.
-    """
+    """`tokenizer`: tiny, tiny_routes or one for AutoTokenizer; `wording`: full, brief or a file."""
 
     tokenizer: str
     wording: str
@@ -387,18 +381,16 @@ def _joint_problems(study: StudyConfig):
     for name in ("base", "sft", "sft_matched"):
         run = getattr(study, name)
         if run.batch_size % run.microbatch:
-            yield (
-                f"config.{name}.microbatch: given {run.microbatch}, allowed: a divisor of "
-                f"batch_size {run.batch_size}"
-            )
+            allowed = f"a divisor of batch_size {run.batch_size}"
+            yield f"config.{name}.microbatch: given {run.microbatch}, allowed: {allowed}"
     if study.pictured != study.task.endswith("_vl"):
         yield (
             f"config.env.modality: given {study.env.modality} for task {study.task}, allowed: "
             f"{'text' if study.pictured else 'image'}"
         )
     for name, split in study.splits.items():
-        same = name != "id" and isinstance(split, RouteConfig) and split.source != DRAWN
-        if same and split.source == study.env.source and split.style != study.env.style:
+        read = isinstance(split, RouteConfig) and split.source != DRAWN
+        if read and split.source == study.env.source and split.style != study.env.style:
             yield (
                 f"config.ood.{name.removesuffix('_ood')}.source: given {split.source}, the same as "
                 "in-distribution, where styles are not looked at; allowed: a folder of other cities"
