@@ -112,7 +112,7 @@ def deals(lab: Lab, repeats: int) -> Iterator[Row | Compiled]:
 def verdicts(lab: Lab, repeats: int) -> Iterator[Row | Compiled]:
     """Replies judged, right and wrong ones: from tokens, as in a rollout, and from bytes."""
     game, size = lab.games["train"], lab.config.rollout.reply_length
-    talks = lab.study.made(lab.config, DIALOGUES, suboptimal=0.5)
+    talks = dialogues(lab, suboptimal=0.5)
     said = [(text, talk["ranks"]) for talk in talks for text in talk["contents"][1::2]]
     said = [said[i % len(said)] for i in range(JUDGED)]
     ids = template.encode(lab.tokenizer, [text for text, _ in said])
@@ -142,7 +142,7 @@ def verdicts(lab: Lab, repeats: int) -> Iterator[Row | Compiled]:
 def steps(lab: Lab, repeats: int) -> Iterator[Row | Compiled]:
     """Waypoints stepped: the expert's replies judged, from tokens, and the next context asked."""
     game, size = lab.games["train"], lab.config.rollout.reply_length
-    talks = lab.study.made(lab.config, DIALOGUES, suboptimal=0.5)
+    talks = dialogues(lab, suboptimal=0.5)
     talks = [talks[i % len(talks)] for i in range(STEPPED)]
     ids = template.encode(lab.tokenizer, [talk["contents"][-1] for talk in talks])
     tokens, length = _rows([[*one, int(game.eot)] for one in ids], size, np.int32)
@@ -196,7 +196,7 @@ def sights(lab: Lab, params: PyTree, repeats: int) -> Iterator[Row | Compiled]:
 def fine_tuning(lab: Lab, params: PyTree, repeats: int) -> Iterator[Row | Compiled]:
     """The base's update on packed dialogues."""
     run = lab.config.base
-    made = lab.study.made(lab.config, DIALOGUES, lab.config.data.suboptimal)
+    made = dialogues(lab, lab.config.data.suboptimal)
     talks = pipeline.tokenized(made, lab.tokenizer)
     shape = {"length": run.length, "batch_size": run.batch_size, "pictures": run.pictures}
     rows = next(iter(pipeline.batches(talks, **shape, seed=0)))
@@ -267,6 +267,13 @@ def evaluation(lab: Lab, params: PyTree, repeats: int) -> Iterator[Row | Compile
     yield (program := compiled("evaluation", lab.play, *given, hands=hands))
     times = seconds(functools.partial(program.run, *given), repeats)
     yield rate("evaluation", "episodes/s", hands, times, f"{hands} episodes")
+
+
+def dialogues(lab: Lab, suboptimal: float) -> list[dict[str, Any]]:
+    """The expert's dialogues for the branches, made in memory."""
+    about = lab.study.expert(lab.config, base=False)
+    about = dataclasses.replace(about, name="", examples=DIALOGUES, suboptimal=suboptimal)
+    return list(lab.study.DIALOGUES(about))
 
 
 def _rows(pieces: Sequence[Sequence[int]], width: int, dtype: type) -> tuple[jax.Array, jax.Array]:

@@ -13,7 +13,7 @@ from jaxtyping import PyTree
 from tqdm import tqdm
 
 from gp_virl.config import ConfigError, SftConfig
-from gp_virl.data import llava_json, pipeline
+from gp_virl.data import expert, llava_json, pipeline
 from gp_virl.io import checkpoint
 from gp_virl.metrics import RunWriter
 from gp_virl.model import mllama
@@ -77,7 +77,12 @@ def fresh_params(lab: Lab, seed: int) -> PyTree:
 def examples(lab: Lab, branch: Branch) -> Any:
     """The branch's dialogues: a released file's, or the expert's; ConfigError for a bad file."""
     if not lab.config.data.file:
-        return lab.study.dataset(lab.config, branch.name == "base", branch.data).source()
+        about = lab.study.expert(lab.config, branch.name == "base")
+        builder = lab.study.BUILDER(
+            config=about, data_dir=str(branch.data), file_format=expert.FORMAT
+        )
+        builder.download_and_prepare()
+        return builder.source()
     try:
         found = llava_json.read(lab.config.data.file)
     except llava_json.LlavaError as wrong:

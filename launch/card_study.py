@@ -1,7 +1,6 @@
 """What a study of GeneralPoints is made of; launch/lab.py chooses it by the task's name."""
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,6 +14,7 @@ from gp_virl.envs import cards
 from gp_virl.envs.card_game import CardGame
 from gp_virl.text import prompts, tokenizer
 
+BUILDER, DIALOGUES = gp_sft.GpSft, gp_sft.dialogues  # of the expert
 PAPER_LAMBDA = "general_points"  # its name in evals.flops
 HELD_OUT = "held_out"  # the game of the hands kept from all training
 
@@ -89,25 +89,6 @@ def expert(config: cfg.StudyConfig, base: bool) -> gp_sft.GpSftConfig:
         image_size=env.image_size,
         jitter_shift=env.jitter_shift,
         jitter_scale=env.jitter_scale,
-    )
-
-
-def dataset(config: cfg.StudyConfig, base: bool, place: Path) -> Any:
-    """The expert's dialogues, prepared."""
-    builder = gp_sft.GpSft(
-        config=expert(config, base), data_dir=str(place), file_format=gp_sft.FORMAT
-    )
-    builder.download_and_prepare()
-    return builder
-
-
-def made(config: cfg.StudyConfig, examples: int, suboptimal: float) -> list[dict[str, Any]]:
-    """Dialogues of the branches, made in memory."""
-    about = expert(config, base=False)
-    return list(
-        gp_sft.dialogues(
-            dataclasses.replace(about, name="", examples=examples, suboptimal=suboptimal)
-        )
     )
 
 

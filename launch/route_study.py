@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from gp_virl import config as cfg
 from gp_virl.config import DRAWN
-from gp_virl.data import gp_sft, virl_sft
+from gp_virl.data import virl_sft
 from gp_virl.envs import city, panoramas, route_files, routes, street_views
 from gp_virl.envs.city_names import CATEGORIES, PAINT
 from gp_virl.envs.route_game import RouteGame
@@ -22,6 +22,7 @@ from gp_virl.envs.street_views import StreetViews
 from gp_virl.text import route_prompts, tokenizer
 from gp_virl.text.route_tokenizer import TINY_ROUTES, tiny_routes
 
+BUILDER, DIALOGUES = virl_sft.VirlSft, virl_sft.dialogues  # of the expert
 PAPER_LAMBDA = "virl"  # its name in evals.flops
 HELD_OUT = "held_out"  # the game of the routes kept from all training
 MINI = "mini"  # a style: the nine cities of the small benchmark
@@ -73,8 +74,7 @@ def _world(
         if pictured:
             folders = route_files.street_view_folders(source)
             _check_memory(len(panos), pictured[0])
-            width = street_views.panorama_width(pictured[0])
-            views = _bank_of(street_views.read_panoramas, folders, panos, width, pictured)
+            views = _read(folders, panos, pictured)
         return World(made, names, views)
     if style == MINI:
         cities, objects = city.mini(seed)
@@ -115,13 +115,14 @@ def _drawn(
     return StreetViews.build(pictures, turned, *pictured)
 
 
-def _bank_of(read, folders: Sequence[Path], panos, width: int, pictured) -> StreetViews:
+def _read(folders: Sequence[Path], panos: Sequence[str], pictured: tuple[int, str]) -> StreetViews:
     """The panoramas of released data, which may lie in several folders."""
+    width = street_views.panorama_width(pictured[0])
     found: dict[str, tuple[np.ndarray, float]] = {}
     for folder in folders:
         here = [name for name in panos if (folder / f"{name}.jpg").is_file() and name not in found]
         if here:
-            pictures, turned = read(folder, here, width)
+            pictures, turned = street_views.read_panoramas(folder, here, width)
             found |= {n: (p, r) for n, p, r in zip(here, pictures, turned, strict=True)}
     pictures, turned = zip(*(found[name] for name in panos), strict=True)
     return StreetViews.build(np.stack(pictures), np.array(turned), *pictured)
@@ -205,25 +206,6 @@ def expert(config: cfg.StudyConfig, base: bool) -> virl_sft.VirlSftConfig:
         suboptimal=data.suboptimal if base else 0.0,
         max_errors=data.max_errors,
         wording=config.text.wording,
-    )
-
-
-def dataset(config: cfg.StudyConfig, base: bool, place: Path) -> Any:
-    """The expert's dialogues, prepared."""
-    builder = virl_sft.VirlSft(
-        config=expert(config, base), data_dir=str(place), file_format=gp_sft.FORMAT
-    )
-    builder.download_and_prepare()
-    return builder
-
-
-def made(config: cfg.StudyConfig, examples: int, suboptimal: float) -> list[dict[str, Any]]:
-    """Dialogues of the branches, made in memory."""
-    about = expert(config, base=False)
-    return list(
-        virl_sft.dialogues(
-            dataclasses.replace(about, name="", examples=examples, suboptimal=suboptimal)
-        )
     )
 
 

@@ -25,6 +25,7 @@ from gp_virl.text.template import (
     Pieces,
     Slot,
 )
+from gp_virl.text.wordings import put
 from gp_virl.types import CARDS, KEPT_NUMBERS
 
 # Feedback texts of a wording, in the order of `CardPieces.feedbacks`.
@@ -65,11 +66,11 @@ class CardTexts:
     def written(self, name: str) -> str:
         """The wording's text of that name with the rule and the target put in."""
         rule = {"jack": self.rule.jack, "queen": self.rule.queen, "king": self.rule.king}
-        return _put(getattr(self.wording, name), target=self.target, **rule)
+        return put(getattr(self.wording, name), target=self.target, **rule)
 
     def prompt_text(self, symbols: Sequence[str]) -> str:
         """The user's first message for a hand; it starts with <|image|> if that is a picture."""
-        return _put(self.written(self.asking), cards=self.wording.cards_separator.join(symbols))
+        return put(self.written(self.asking), cards=self.wording.cards_separator.join(symbols))
 
     def feedback_text(
         self, outcome: str, foreign: Sequence[int], unused: Sequence[int], value: int
@@ -79,7 +80,7 @@ class CardTexts:
         KeyError for an outcome that isn't one of GeneralPoints's.
         """
         words, variant = self.wording, _variant(outcome, foreign, unused, value)
-        return _put(
+        return put(
             self.written(variant),
             foreign=words.numbers_separator.join(self._named(foreign, words.foreign_named)),
             unused=words.numbers_separator.join(self._named(unused, words.unused_named)),
@@ -91,7 +92,7 @@ class CardTexts:
     ) -> str:
         """A reply in the expert's form; `formula` is without `=`, `target` is what it claims."""
         words = self.wording
-        return _put(
+        return put(
             words.reply,
             cards=words.reply_cards_separator.join(symbols),
             numbers=words.reply_numbers_separator.join(map(str, values)),
@@ -102,11 +103,6 @@ class CardTexts:
     def _named(self, numbers: Sequence[int], most: int) -> list[str]:
         largest, overflow = self.wording.largest, self.wording.overflow
         return [overflow if n > largest else str(n) for n in numbers[:most]]
-
-
-def _put(text: str, **values: object) -> str:
-    """`text` with these slots filled; others and any other brace stay as they are."""
-    return template.SLOT.sub(lambda slot: str(values.get(slot[1], slot[0])), text)
 
 
 def _variant(outcome: str, foreign: Sequence[int], unused: Sequence[int], value: int) -> str:

@@ -23,8 +23,9 @@ from gp_virl.envs.navigation import (
     Journey,
 )
 from gp_virl.envs.routes import SIDES
-from gp_virl.text.route_prompts import RouteWording, put
+from gp_virl.text.route_prompts import RouteWording
 from gp_virl.text.template import IMAGE
+from gp_virl.text.wordings import put
 
 Tree = TypeVar("Tree", Journey, Fault)
 

@@ -9,7 +9,8 @@ import dataclasses
 from collections.abc import Mapping
 
 from gp_virl.text import wordings
-from gp_virl.text.template import IMAGE, SLOT, split
+from gp_virl.text.template import IMAGE, split
+from gp_virl.text.wordings import put
 
 PROMPT_ORDER = ("rule", "instructions", "history", "observation")
 PLACE = ("landmark", "side")
@@ -134,11 +135,6 @@ class RouteWording:
             parts = split(text, slots, "wording")
             literals += [part.removesuffix(" ") for kind, part in parts if kind == "literal"]
         return [text for text in dict.fromkeys(literals) if text]
-
-
-def put(text: str, **values: object) -> str:
-    """`text` with these slots filled; others and any other brace stay as they are."""
-    return SLOT.sub(lambda slot: str(values.get(slot[1], slot[0])), text)
 
 
 REPLY = (

@@ -7,6 +7,8 @@ import tomllib
 from collections.abc import Mapping
 from typing import TypeVar
 
+from gp_virl.text.template import SLOT
+
 Kind = TypeVar("Kind")
 
 
@@ -53,3 +55,8 @@ def from_fields(fields: object, where: str, kind: type[Kind]) -> Kind:
         return kind(**fields)
     except ValueError as error:
         raise type(error)(f"{where}: {error}") from error
+
+
+def put(text: str, **values: object) -> str:
+    """`text` with these slots filled; others and any other brace stay as they are."""
+    return SLOT.sub(lambda slot: str(values.get(slot[1], slot[0])), text)

@@ -3,8 +3,9 @@ import json
 
 import pytest
 
-from gp_virl.text.route_prompts import BRIEF, FULL, RouteWording, load_wording, put
+from gp_virl.text.route_prompts import BRIEF, FULL, RouteWording, load_wording
 from gp_virl.text.template import TemplateError
+from gp_virl.text.wordings import put
 
 FIELDS = dataclasses.asdict(BRIEF)
 
