@@ -35,7 +35,7 @@ def study(task: str, scale: str) -> ConfigDict:
     )
     config.ood = ConfigDict()  # splits by name, made by `variant`
     config.text = dict(tokenizer="tiny", wording="brief")
-    config.model = dict(size=scale, dtype="float32", remat=False)
+    config.model = dict(size=scale, dtype="float32", remat=False, attention="auto")
     config.data = dict(
         file="",
         examples=40_000,
@@ -58,6 +58,7 @@ def study(task: str, scale: str) -> ConfigDict:
         weight_decay=0.01,
         beta2=0.99,
         clip_norm=1.0,
+        moments="float32",
         pictures=3,
         frozen="none",
     )
@@ -100,6 +101,7 @@ def study(task: str, scale: str) -> ConfigDict:
         ratio_level="turn",
         thought_coef=0.5,
         reward_scale=1.0,
+        moments="float32",
         pictures=2,
         frozen="none",
     )

@@ -29,6 +29,7 @@ def routes(config: ConfigDict) -> None:
         modality="text",
         image_size=96,
         layout="front_right_back_left",
+        panorama_bytes=8 << 30,
         rewards=dict(correct=1.0, wrong_action=-1.0, not_detected=-1.5, exceeded=-1.0),
     )
     config.ood.rule = common.variant(config.env, rule="relative")
@@ -80,15 +81,16 @@ def large(config: ConfigDict) -> None:
     config.text.update(tokenizer="meta-llama/Llama-3.2-11B-Vision-Instruct", wording="full")
     config.model.update(dtype="bfloat16", remat=True)
     for run in (config.base, config.sft, config.sft_matched):
-        run.update(learning_rate=1e-6, length=2048, batch_size=64, microbatch=64)
+        run.update(learning_rate=1e-6, length=2048, batch_size=64, microbatch=4)
+        run.update(pictures=1)
     config.base.update(steps=200)
     config.sft.update(steps=400)
     config.sft_matched.update(steps=400)
-    config.rollout.update(lanes=512, turns=16, reply_length=512, reply_bytes=2048, context=4096)
+    config.rollout.update(lanes=128, turns=64, reply_length=512, reply_bytes=2048, context=4096)
     config.rollout.update(chunk=256)
-    config.ppo.update(microbatch=32)
-    config.eval.update(hands=1024, lanes=512)
-    config.mesh.update(fsdp=32)
+    config.ppo.update(microbatch=4)
+    config.eval.update(hands=1024, lanes=128)
+    config.mesh.update(fsdp=4, tensor=8)
 
 
 SETTINGS = {"tiny": tiny, "small": small, "11b": large}

@@ -39,7 +39,7 @@ def large(config: ConfigDict) -> None:
     """Llama-3.2-Vision 11B with the paper's settings on 32 devices."""
     virl_l.large(config)
     config.env.update(image_size=1285)
-    config.rollout.update(images=32)
+    config.rollout.update(images=8)
 
 
 SETTINGS = {"tiny": tiny, "small": small, "11b": large}

@@ -5,12 +5,13 @@ a `StudyConfig` or raises `ConfigError` with every wrong key and value and what 
 """
 
 import dataclasses
-import difflib
 import typing
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 from ml_collections import ConfigDict
+
+from gp_virl.config_fields import above, at_least, between, built, choice, unknown
 
 OOD = ("rule", "visual")  # kinds of out-of-distribution splits
 FROZEN_CHOICES = ("none", "vision", "vision_and_projector")
@@ -18,28 +19,6 @@ FROZEN_CHOICES = ("none", "vision", "vision_and_projector")
 
 class ConfigError(ValueError):
     """One or more configuration fields are wrong; the message lists them all."""
-
-
-def choice(*allowed: str):
-    """A field that must be one of the given values."""
-    return field(
-        metadata={"test": lambda v: v in allowed, "allowed": "one of " + ", ".join(allowed)}
-    )
-
-
-def at_least(low: int | float):
-    """A number field that must be >= low."""
-    return field(metadata={"test": lambda v: v >= low, "allowed": f"a number >= {low}"})
-
-
-def above(low: int | float):
-    """A number field that must be > low."""
-    return field(metadata={"test": lambda v: v > low, "allowed": f"a number > {low}"})
-
-
-def between(low: int | float, high: int | float):
-    """A number field in [low, high]."""
-    return field(metadata={"test": lambda v: low <= v <= high, "allowed": f"in [{low}, {high}]"})
 
 
 @dataclass(frozen=True)
@@ -95,7 +74,8 @@ class RouteConfig:
 
     Routes are of a drawn city of `style` ('mini': the small benchmark's nine) from `seed`, or of
     released data if `source` is a path; the share `held_out` is kept from training. With modality
-    image, landmarks must be seen in pictures of `image_size` pixels along each side.
+    image, landmarks must be seen in pictures of `image_size` pixels along each side; panoramas
+    lie on the device if they take at most `panorama_bytes` there, else in the host's memory.
     """
 
     rule: str = choice("absolute", "relative")
@@ -110,6 +90,7 @@ class RouteConfig:
     modality: str = choice("text", "image")
     image_size: int = at_least(1)
     layout: str = choice("front_right_back_left", "diagonal")
+    panorama_bytes: int = at_least(0)
     rewards: RouteRewards
 
 
@@ -132,6 +113,7 @@ class ModelChoice:
     size: str
     dtype: str = choice("float32", "bfloat16")
     remat: bool
+    attention: str = choice("auto", "blocks", "plain", "dot_product", "splash", "cudnn")
 
 
 @dataclass(frozen=True)
@@ -143,7 +125,6 @@ class DataConfig:
     """
 
     file: str
-
     examples: int = at_least(1)
     max_solutions: int = at_least(1)
     ood_share: float = between(0, 1)
@@ -155,7 +136,10 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class SftConfig:
-    """One run of supervised fine-tuning; a row of `length` tokens has at most `pictures` images."""
+    """One run of supervised fine-tuning; a row of `length` tokens has at most `pictures` images.
+
+    `moments` is the dtype in which the optimizer keeps its two moments.
+    """
 
     steps: int = at_least(0)
     batch_size: int = at_least(1)
@@ -168,6 +152,7 @@ class SftConfig:
     weight_decay: float = at_least(0)
     beta2: float = between(0, 1)
     clip_norm: float = above(0)
+    moments: str = choice("float32", "bfloat16")
     pictures: int = at_least(1)
     frozen: str = choice(*FROZEN_CHOICES)
 
@@ -197,7 +182,8 @@ class PpoConfig:
 
     The value head has its own learning rate, as it starts from nothing, and trains alone in the
     first `value_warmup` updates. `value_shapes_decoder`: its loss trains the decoder too. A row
-    of training has at most `pictures` conversations with an image.
+    of training has at most `pictures` conversations with an image. `moments` is the dtype in
+    which the optimizer keeps its two moments.
     """
 
     updates: int = at_least(0)
@@ -224,6 +210,7 @@ class PpoConfig:
     ratio_level: str = choice("turn", "token")
     thought_coef: float = between(0, 1)
     reward_scale: float = above(0)
+    moments: str = choice("float32", "bfloat16")
     pictures: int = at_least(1)
     frozen: str = choice(*FROZEN_CHOICES)
 
@@ -281,14 +268,16 @@ class StudyConfig:
         splits = {"id": self.env}
         for name, changes in self.ood.items():
             whole = dataclasses.asdict(self.env) | dict(changes)
-            splits[f"{name}_ood"] = _build(type(self.env), whole, f"config.ood.{name}", [])
+            splits[f"{name}_ood"] = built(type(self.env), whole, f"config.ood.{name}", [])
         return splits
 
 
 def build(config: Mapping | ConfigDict) -> StudyConfig:
     """Return the checked study; raises `ConfigError` listing every wrong field."""
     problems: list[str] = []
-    study = _build(StudyConfig, config, "config", problems)
+    sections = config if hasattr(config, "get") else {}
+    env = ENVIRONMENTS.get(sections.get("task"), EnvConfig)  # an unknown task is refused below
+    study = built(StudyConfig, config, "config", problems, {"env": env})
     if not problems:
         problems = list(_ood_problems(study)) + list(_joint_problems(study))
     if problems:
@@ -310,60 +299,9 @@ def path_problem(path: str) -> str | None:
         if not fields:
             return f"config.{path}: {seen} is a value and has no parts"
         if name not in fields:
-            return _unknown(f"{seen}.{name}", name, fields)
+            return unknown(f"{seen}.{name}", name, fields)
         kinds, seen = fields[name], f"{seen}.{name}"
     return None
-
-
-def _unknown(path: str, name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, known, 1)
-    hint = f" (did you mean {near[0]}?)" if near else ""
-    return f"{path}: unknown{hint}; allowed: {', '.join(known)}"
-
-
-def _build(kind, given, path: str, problems: list[str]):
-    if not isinstance(given, Mapping) and not hasattr(given, "items"):
-        problems.append(f"{path}: given {given!r}, allowed: a section with {_names(kind)}")
-        return None
-    fields = {f.name: f for f in dataclasses.fields(kind)}
-    types, before = typing.get_type_hints(kind), len(problems)
-    if kind is StudyConfig:  # of an unknown task, which is refused below, the first one's
-        types["env"] = ENVIRONMENTS.get(given.get("task"), EnvConfig)
-    for key in given:
-        if key not in fields:
-            problems.append(_unknown(f"{path}.{key}", key, fields))
-    values = {}
-    for name, spec in fields.items():
-        if name not in given:
-            problems.append(f"{path}.{name}: missing; it is {_expected(spec, types[name])}")
-        elif dataclasses.is_dataclass(types[name]):
-            values[name] = _build(types[name], given[name], f"{path}.{name}", problems)
-        else:
-            values[name] = _checked(given[name], spec, types[name], f"{path}.{name}", problems)
-    return kind(**values) if len(problems) == before else None
-
-
-def _checked(value, spec, kind, path: str, problems: list[str]):
-    if kind is float and type(value) is int:
-        value = float(value)
-    if kind is dict:
-        value = value.to_dict() if hasattr(value, "to_dict") else value
-    if type(value) is not kind or not spec.metadata.get("test", lambda v: True)(value):
-        problems.append(f"{path}: given {value!r}, allowed: {_expected(spec, kind)}")
-    return value
-
-
-def _expected(spec, kind) -> str:
-    if dataclasses.is_dataclass(kind):
-        return f"a section with {_names(kind)}"
-    if typing.get_args(kind):
-        return " or ".join(_expected(spec, one) for one in typing.get_args(kind))
-    names = {int: "an integer", float: "a number", bool: "True or False", str: "a text"}
-    return spec.metadata.get("allowed", names.get(kind, kind.__name__))
-
-
-def _names(kind) -> str:
-    return ", ".join(f.name for f in dataclasses.fields(kind))
 
 
 def _ood_problems(study: StudyConfig):
@@ -373,7 +311,7 @@ def _ood_problems(study: StudyConfig):
             continue
         whole = dataclasses.asdict(study.env) | dict(changes)
         found: list[str] = []
-        _build(type(study.env), whole, f"config.ood.{name}", found)
+        built(type(study.env), whole, f"config.ood.{name}", found)
         yield from found
 
 

@@ -1,9 +1,14 @@
 """The mesh, and which mesh axis each logical axis of a weight or an activation lies on."""
 
+import math
+from collections.abc import Sequence
+from typing import Any
+
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, PartitionSpec
-from jaxtyping import Array
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, PyTree
 
 AXES = ("data", "fsdp", "tensor")
 
@@ -19,24 +24,39 @@ TRAINING = (("batch", ("data", "fsdp")), ("embed", "fsdp"), *_WIDTHS, *_WHOLE)
 ROLLOUT = (("batch", ("data", "fsdp")), ("embed", None), *_WIDTHS, *_WHOLE)
 
 
-def mesh_of(data: int = 1, fsdp: int = 1, tensor: int = 1) -> Mesh:
+def mesh_of(
+    data: int = 1, fsdp: int = 1, tensor: int = 1, devices: Sequence[Any] | None = None
+) -> Mesh:
     """A mesh with axes (data, fsdp, tensor) over the first data * fsdp * tensor devices.
 
-    Raises ValueError when a size is below 1 or there are fewer devices.
+    Devices are those of all processes unless given. Of several TPU slices each takes its share of
+    `data`, so that only gradients cross the slower network between them.
+    Raises ValueError when a size is below 1, there are fewer devices, or `data` is no multiple of
+    the slices.
     """
     sizes = (data, fsdp, tensor)
     named = dict(zip(AXES, sizes, strict=True))
     if min(sizes) < 1:
         raise ValueError(f"mesh sizes {named}: each must be at least 1")
-    needed, devices = int(np.prod(sizes)), jax.devices()
+    needed, devices = int(np.prod(sizes)), devices or jax.devices()
     if needed > len(devices):
         raise ValueError(
             f"mesh {named} needs {needed} devices, {len(devices)} are here; "
             "make the product of the three sizes at most that"
         )
-    return jax.make_mesh(
-        sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices[:needed]
+    devices, types = devices[:needed], (AxisType.Auto,) * len(AXES)
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices == 1:
+        return jax.make_mesh(sizes, AXES, axis_types=types, devices=devices)
+    if data % slices:
+        raise ValueError(
+            f"mesh {named} lies on {slices} slices; make data a multiple of {slices}, as only "
+            "copies of the model should lie on different slices"
+        )
+    laid = mesh_utils.create_hybrid_device_mesh(
+        (data // slices, fsdp, tensor), (slices, 1, 1), devices, allow_split_physical_axes=True
     )
+    return Mesh(laid, AXES, axis_types=types)
 
 
 def spec(*names: str | None, rules: tuple = TRAINING) -> PartitionSpec:
@@ -51,11 +71,45 @@ def spec(*names: str | None, rules: tuple = TRAINING) -> PartitionSpec:
     return PartitionSpec(*[None if name is None else table[name] for name in names])
 
 
-def constrain(x: Array, *names: str | None) -> Array:
+def constrain(x: Array, *names: str | None, rules: tuple = TRAINING) -> Array:
     """`x`, told to lie on the current mesh by the logical names of its axes; `x` without a mesh.
 
-    Activation axes lie alike under both rule sets, so no rules are asked for.
+    An axis whose length the mesh axes don't divide stays whole. Activation axes lie alike under
+    both rule sets.
     """
-    if jax.sharding.get_abstract_mesh().empty:
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
         return x
-    return jax.lax.with_sharding_constraint(x, spec(*names))
+    return jax.lax.with_sharding_constraint(x, fitting(spec(*names, rules=rules), x.shape, mesh))
+
+
+def fitting(
+    spec: PartitionSpec, shape: Sequence[int], mesh: Mesh | jax.sharding.AbstractMesh
+) -> PartitionSpec:
+    """`spec` without the axes of `shape` that the mesh axes named for them don't divide."""
+
+    def cut(names: str | tuple[str, ...] | None, length: int) -> bool:
+        names = (names,) if isinstance(names, str) else names or ()
+        return length % math.prod(mesh.shape[name] for name in names) == 0
+
+    pairs = zip(spec, shape, strict=False)
+    return PartitionSpec(*[names if cut(names, length) else None for names, length in pairs])
+
+
+def whole(mesh: Mesh) -> NamedSharding:
+    """The layout of what every device holds a copy of."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def along_batch(tree: PyTree, mesh: Mesh, axis: int = 0) -> PyTree:
+    """For each array of `tree` the layout that spreads its axis number `axis` as a batch.
+
+    Arrays without that axis, or whose axis the devices don't divide, are whole.
+    """
+
+    def layout(leaf: Any) -> NamedSharding:
+        if leaf.ndim <= axis:
+            return whole(mesh)
+        return NamedSharding(mesh, fitting(spec(*[None] * axis, "batch"), leaf.shape, mesh))
+
+    return jax.tree.map(layout, tree)

@@ -30,11 +30,11 @@ from gp_virl.envs import navigation
 from gp_virl.envs.general_points import new_state
 from gp_virl.text import replies, template
 from gp_virl.train import sft
-from gp_virl.train.state import create, optimizer
 from gp_virl.types import Context
-from launch import branches, card_study, train_rl
+from launch import branches, card_study
 from launch import lab as labs
 from launch.lab import Lab
+from launch.programs import ppo_programs, sft_programs
 
 DEALT, JUDGED, STEPPED, DIALOGUES = 65_536, 16_384, 8_192, 4_096
 HEAD = f"{'what':<28} {'median':>12} {'least':>12} {'most':>12}  {'unit':<16} batch"
@@ -201,13 +201,9 @@ def fine_tuning(lab: Lab, params: PyTree, repeats: int) -> Iterator[Row | Compil
     shape = {"length": run.length, "batch_size": run.batch_size, "pictures": run.pictures}
     rows = next(iter(pipeline.batches(talks, **shape, seed=0)))
     batch = sft.Batch(**branches.on_mesh(lab, rows))
-    rule = optimizer(run, run.steps)
-    update = jax.jit(
-        functools.partial(sft.update, lab.graph, rule, run.microbatch, frozen=run.frozen),
-        donate_argnums=0,
-    )
-    state = create(params, rule)
-    yield (program := compiled("sft update", update, state, batch))
+    programs = sft_programs(lab, run)
+    state = programs.create(params)
+    yield (program := compiled("sft update", programs.update, state, batch))
 
     def step() -> PyTree:
         nonlocal state
@@ -223,16 +219,15 @@ def policy(lab: Lab, params: PyTree, repeats: int) -> Iterator[Row | Compiled]:
     """PPO's two halves as train_rl runs them, each repeat a whole iteration."""
     config, key = lab.config, jax.random.key(0)
     game, how = lab.games["train"], labs.sampling(config, "sampled")
-    steps = train_rl.compile_steps(lab)
-    yield (start := compiled("ppo start", steps.start, game, key))
+    programs = ppo_programs(lab)
+    yield (start := compiled("ppo start", programs.start, game, key))
     lanes = start.run(game, key)
-    yield (play := compiled("ppo rollout", steps.rollout, params, game, lanes, key, key, how))
-    updates = config.ppo.updates * config.ppo.epochs * config.ppo.minibatches
-    state = create(params, optimizer(config.ppo, updates))
+    yield (play := compiled("ppo rollout", programs.rollout, params, game, lanes, key, key, how))
+    state = programs.create(params)
     heat, on = how.temperature, jnp.float32(1)
-    shapes = jax.eval_shape(steps.rollout, params, game, lanes, key, key, how)[1:]
+    shapes = jax.eval_shape(programs.rollout, params, game, lanes, key, key, how)[1:]
     given = (game, state, params, *shapes, key, heat, on)
-    yield (learn := compiled("ppo update", steps.update, *given))
+    yield (learn := compiled("ppo update", programs.update, *given))
     halves, said, trained = [], [], []
     for step in range(repeats + 1):
         draw, clock = jax.random.fold_in(key, step), time.perf_counter()

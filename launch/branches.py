@@ -17,7 +17,8 @@ from gp_virl.data import expert, llava_json, pipeline
 from gp_virl.io import checkpoint
 from gp_virl.metrics import RunWriter
 from gp_virl.model import mllama
-from gp_virl.sharding import spec
+from gp_virl.sharding import fitting, spec
+from launch import processes
 from launch.lab import DECODINGS, Lab, evaluate, evaluated, shown
 
 
@@ -54,7 +55,7 @@ def resumed(
 
     Says so, and forgets metrics that were written after the checkpoint.
     """
-    step = checkpoint.latest(branch.place)
+    step = processes.agreed(checkpoint.latest(branch.place))
     if step is not None:
         tree, about = checkpoint.restore(branch.place, tree, step)
         say(f"{branch.label}: continues after step {step}, from {branch.place}")
@@ -78,10 +79,12 @@ def examples(lab: Lab, branch: Branch) -> Any:
     """The branch's dialogues: a released file's, or the expert's; ConfigError for a bad file."""
     if not lab.config.data.file:
         about = lab.study.expert(lab.config, branch.name == "base")
-        builder = lab.study.BUILDER(
-            config=about, data_dir=str(branch.data), file_format=expert.FORMAT
-        )
-        builder.download_and_prepare()
+        with processes.first_before("data") as writes:
+            builder = lab.study.BUILDER(
+                config=about, data_dir=str(branch.data), file_format=expert.FORMAT
+            )
+            if writes:
+                builder.download_and_prepare()
         return builder.source()
     try:
         found = llava_json.read(lab.config.data.file)
@@ -97,25 +100,44 @@ def examples(lab: Lab, branch: Branch) -> Any:
 
 
 def batches(lab: Lab, branch: Branch, run: SftConfig):
-    """An endless, resumable iterator of this process's batches."""
+    """An endless, resumable iterator of batches, of which this process has its own rows.
+
+    What comes and in which order doesn't depend on the number of processes, nor does its state.
+    """
     talks = pipeline.tokenized(examples(lab, branch), lab.tokenizer)
     return iter(
         pipeline.batches(
             talks,
             length=run.length,
-            batch_size=run.batch_size // jax.process_count(),
+            batch_size=run.batch_size,
             seed=branch.seed,
-            index=jax.process_index(),
-            count=jax.process_count(),
+            rows=own_rows(lab, run.batch_size),
             pictures=run.pictures,
         )
     )
 
 
-def on_mesh(lab: Lab, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-    """A batch with its rows spread over the mesh; each process gives its own rows."""
-    rows = NamedSharding(lab.mesh, spec("batch", None))
-    return {k: jax.make_array_from_process_local_data(rows, x) for k, x in batch.items()}
+def own_rows(lab: Lab, size: int) -> list[int]:
+    """The rows of a batch of `size` that lie on this process's devices, ascending."""
+    places = _row_layout(lab, size).addressable_devices_indices_map((size,)).values()
+    return sorted({row for (rows,) in places for row in range(size)[rows]})
+
+
+def on_mesh(
+    lab: Lab, batch: dict[str, np.ndarray], size: int | None = None
+) -> dict[str, jax.Array]:
+    """A batch of `size` rows (None: those given) spread over the mesh; `batch` has `own_rows`."""
+    size = size or len(batch["tokens"])
+    rows = _row_layout(lab, size)
+
+    def spread(x: np.ndarray) -> jax.Array:
+        return jax.make_array_from_process_local_data(rows, x, (size, *x.shape[1:]))
+
+    return {name: spread(x) for name, x in batch.items()}
+
+
+def _row_layout(lab: Lab, size: int) -> NamedSharding:
+    return NamedSharding(lab.mesh, fitting(spec("batch"), (size,), lab.mesh))
 
 
 def evaluator(lab: Lab, branch: Branch, writer: RunWriter, last: int) -> Callable:

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from gp_virl.model import decoder, layers, vision
 from gp_virl.model.config import ModelConfig
-from gp_virl.model.decoder import Cross, Surroundings
+from gp_virl.model.decoder import Cross, Looks, Surroundings
 from gp_virl.model.layers import rotary_angles
 from gp_virl.model.mllama import Mllama, tile_features
 from launch.compare_inputs import Batch, tiles_seen
@@ -140,8 +140,8 @@ def _layer(stacked: nnx.Module, index: int) -> nnx.Module:
 def _surroundings(config: ModelConfig, around: Around) -> Surroundings:
     cos, sin = rotary_angles(config, around.positions)
     return Surroundings(
-        cos=cos, sin=sin, together=None, memory=(),
-        cross=Cross(states=around.states, visible=around.looks), looks=around.looks,
+        cos=cos, sin=sin, segments=None, memory=(),
+        cross=Cross(states=around.states, visible=around.looks), looks=Looks.of(around.looks),
     )  # fmt: skip
 
 
@@ -160,7 +160,7 @@ def _run(graph: Any, weights: PyTree, x: Array, around: Around, patches: bool) -
             return module.patches(batch.pictures.pixels)
         return module(batch.pictures.pixels, batch.pictures.aspect_ratio_ids, batch.pictures.real)
     if isinstance(module, decoder.CrossAttention):
-        return module(x, module.keys_values(around.states), around.looks)
+        return module(x, module.keys_values(around.states), Looks.of(around.looks).over)
     if isinstance(module, decoder.CrossLayer):
         return module(x, _surroundings(module.cross_attn.config, around), None)
     if isinstance(module, decoder.SelfAttention):

@@ -1,6 +1,7 @@
 """Conversations played for people to read, as the records of gp_virl/plots/transcripts.py."""
 
 import base64
+import functools
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -14,21 +15,26 @@ from flax import nnx
 from jaxtyping import PyTree
 
 from gp_virl.data.pictures import encoded
+from gp_virl.model.mllama import for_decoding
 from gp_virl.rollout import episodes
+from gp_virl.sharding import whole
 from gp_virl.text.template import ChatGlue
+from launch import processes
 from launch.lab import Lab, sampling
 
 
 def write(lab: Lab, ends: Mapping[str, PyTree], seed: int, path: Path) -> None:
     """Greedy conversations of every branch on every split; the same episodes for all branches."""
-    if path.exists() or not lab.config.eval.transcripts or jax.process_index():
+    if not lab.config.eval.transcripts or processes.agreed(int(path.exists())):
         return
-    play = jax.jit(lambda params, game, lanes, key: _play(lab, params, game, lanes, key))
+    play = jax.jit(functools.partial(_play, lab), out_shardings=whole(lab.mesh))
     lines = []
     for branch, params in ends.items():
         for split, env in lab.config.splits.items():
             about = {"branch": branch, "split": split, "seed": seed, "rule": env.rule}
             lines += [about | one for one in conversations(lab, play, params, split)]
+    if jax.process_index():
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")  # there whole or not at all
     part.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
@@ -88,7 +94,7 @@ def _picture(game: Any, record: episodes.Rollout) -> str | None:
 
 
 def _play(lab: Lab, params: PyTree, game, episode, key) -> episodes.Rollout:
-    roll, model = lab.config.rollout, nnx.merge(lab.graph, params)
+    roll, model = lab.config.rollout, nnx.merge(lab.graph, for_decoding(params, lab.model))
     lanes = episodes.start(game, key, episode, roll.context)
     return episodes.rollout(
         model, game, lanes, key, key, sampling(lab.config, "greedy"),

@@ -8,7 +8,7 @@ import jax
 from absl import flags
 
 from gp_virl.config import StudyConfig
-from launch import branches
+from launch import branches, processes
 from launch import lab as labs
 
 LINE = "{:<9} {:<17} {:>5} {:<8} {:>8} {:>14} {:>6}"
@@ -42,5 +42,6 @@ if __name__ == "__main__":
     )
     HANDS = flags.DEFINE_integer("hands", None, "per split")
     FILE = flags.DEFINE_string("json", None, "where all records are written")
+    JOIN = processes.define_flags()
     flags.mark_flag_as_required("checkpoint")
-    labs.run(lambda: main(STUDY(), Path(CHECKPOINT.value), HANDS.value, FILE.value))
+    labs.run(lambda: main(STUDY(), Path(CHECKPOINT.value), HANDS.value, FILE.value), JOIN)

@@ -210,7 +210,7 @@ def sft_settings(steps: int) -> SftConfig:
     return SftConfig(
         steps=steps, batch_size=1, microbatch=1, length=8, learning_rate=1e-4,
         schedule="constant", warmup=0, final_share=0.0, weight_decay=0.01, beta2=0.99,
-        clip_norm=1.0, pictures=1, frozen="none",
+        clip_norm=1.0, moments="float32", pictures=1, frozen="none",
     )  # fmt: skip
 
 
@@ -222,5 +222,5 @@ def ppo_settings(microbatch: int) -> PpoConfig:
         value_learning_rate=1e-4, value_warmup=0, clip=0.1, value_clip=0.2, value_coef=0.5,
         value_shapes_decoder=True, entropy_coef=0.0, kl_coef=0.0,
         kl_logged=False, discount=0.9, lam=0.95, ratio_level="turn", thought_coef=1.0,
-        reward_scale=1.0, pictures=1, frozen="none",
+        reward_scale=1.0, moments="float32", pictures=1, frozen="none",
     )  # fmt: skip

@@ -1,11 +1,13 @@
 """What the launchers share: a study's configuration turned into models, games and jitted steps."""
 
+import contextlib
 import dataclasses
 import functools
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -27,11 +29,12 @@ from gp_virl.model import mllama
 from gp_virl.model.config import ModelConfig, preset
 from gp_virl.rollout import episodes
 from gp_virl.rollout.sampling import Sampling
-from gp_virl.sharding import mesh_of
+from gp_virl.sharding import mesh_of, whole
 from gp_virl.text import template, tokenizer
-from launch import card_study, route_study
+from launch import card_study, processes, route_study
 
 DECODINGS = ("greedy", "sampled")
+WRONG = (cfg.ConfigError, template.TemplateError, MetricsError, processes.ProcessesError)
 STUDIES = {
     "gp_l": card_study, "gp_vl": card_study, "virl_l": route_study, "virl_vl": route_study
 }  # fmt: skip
@@ -46,6 +49,7 @@ class Lab:
     tokenizer: PreTrainedTokenizerBase
     model: ModelConfig
     graph: nnx.GraphDef
+    shapes: PyTree  # of the parameters, with their layout on the mesh
     games: dict[str, Task]
     parameters: int  # N of the compute axis
     mesh: Mesh  # enter it with jax.set_mesh before anything is traced
@@ -57,8 +61,11 @@ def evaluated(lab: Lab) -> list[str]:
     return [name for name in lab.games if name != "train"]
 
 
-def open_lab(config: cfg.StudyConfig) -> Lab:
-    """Check and build everything that costs little; ConfigError before any training starts."""
+def open_lab(config: cfg.StudyConfig, devices: Sequence[jax.Device] | None = None) -> Lab:
+    """Check and build everything that costs little; ConfigError before any training starts.
+
+    The mesh is of `devices`, by default of all that are here.
+    """
     study, choice = STUDIES[config.task], config.model
     try:
         tokens, words = study.load_texts(config)
@@ -70,16 +77,25 @@ def open_lab(config: cfg.StudyConfig) -> Lab:
             vocab_size=tokenizer.head_rows(tokens),
             dtype=choice.dtype,
             remat=choice.remat,
+            attention=choice.attention,
         )
         fsdp, tensor = config.mesh.fsdp, config.mesh.tensor
-        data = config.mesh.data or max(1, jax.device_count() // (fsdp * tensor))
-        mesh = mesh_of(data, fsdp, tensor)
+        among = devices or jax.devices()
+        data = config.mesh.data or max(1, len(among) // (fsdp * tensor))
+        mesh = mesh_of(data, fsdp, tensor, among)
     except (ValueError, KeyError) as wrong:
         raise cfg.ConfigError(wrong.args[0]) from wrong
-    graph, shapes = mllama.abstract(model)
-    play = jax.jit(functools.partial(_play, graph, config), static_argnames="hands")
+    if devices is None:
+        check_processes(config, mesh)
+        games = {name: processes.replicated(game, mesh) for name, game in games.items()}
+    graph, shapes = mllama.abstract(model, mesh)
+    play = jax.jit(
+        functools.partial(_play, graph, model, config),
+        static_argnames="hands",
+        out_shardings=whole(mesh),
+    )
     count = counted_parameters(shapes, model)
-    return Lab(config, study, tokens, model, graph, games, count, mesh, play)
+    return Lab(config, study, tokens, model, graph, shapes, games, count, mesh, play)
 
 
 def check_room(config: cfg.StudyConfig, games: Mapping[str, Task]) -> None:
@@ -91,6 +107,23 @@ def check_room(config: cfg.StudyConfig, games: Mapping[str, Task]) -> None:
                 f"config.rollout.context: given {config.rollout.context}, but conversations of "
                 f"{name} take up to {needed} tokens; allowed: at least {needed}"
             )
+
+
+def check_processes(config: cfg.StudyConfig, mesh: Mesh) -> None:
+    """ConfigError unless all processes have the same study and a part of the mesh."""
+    if jax.process_count() == 1:
+        return
+    if mesh.size != jax.device_count():
+        raise cfg.ConfigError(
+            f"config.mesh: given {mesh.size} devices, but {jax.process_count()} processes have "
+            f"{jax.device_count()}; allowed: all of them, as with config.mesh.data=0"
+        )
+    mine = zlib.crc32(repr(config).encode()) >> 1
+    if processes.agreed(mine) != mine:
+        raise cfg.ConfigError(
+            f"process {jax.process_index()} has another configuration than process 0; start all "
+            "with the same files and flags"
+        )
 
 
 def counted_parameters(shapes: PyTree, model: ModelConfig) -> int:
@@ -110,10 +143,10 @@ def counted_parameters(shapes: PyTree, model: ModelConfig) -> int:
     )
 
 
-def _play(graph, config: cfg.StudyConfig, params, game, deal, draw, sampling, hands: int):
+def _play(graph, model, config: cfg.StudyConfig, params, game, deal, draw, sampling, hands: int):
     roll = config.rollout
     return episodes.outcomes(
-        nnx.merge(graph, params), game, deal, draw, sampling,
+        nnx.merge(graph, mllama.for_decoding(params, model)), game, deal, draw, sampling,
         hands=hands, lanes=config.eval.lanes, max_turns=game.turn_limit,
         size=roll.context, reply_length=roll.reply_length, chunk=roll.chunk, together=roll.images,
     )  # fmt: skip
@@ -175,14 +208,18 @@ def shown(found: Iterable[Mapping[str, Any]]) -> str:
     return ", ".join(parts)
 
 
-def run(main: Callable[[], None]) -> None:
-    """Parse the flags and call `main`; a wrong configuration is one message, no traceback."""
+def run(main: Callable[[], None], join: processes.Joined | None = None) -> None:
+    """Parse the flags and call `main`; a wrong configuration is one message, no traceback.
+
+    With `join`, of `processes.define_flags`, several processes may run it together.
+    """
 
     def start(_) -> None:
         logging.set_verbosity(logging.ERROR)  # TFDS and orbax tell every step they take
         try:
-            main()
-        except (cfg.ConfigError, template.TemplateError, MetricsError) as wrong:
+            with join(WRONG) if join else contextlib.nullcontext():
+                main()
+        except WRONG as wrong:
             sys.exit(f"{type(wrong).__name__}: {wrong}")
 
     app.run(start)
@@ -241,14 +278,16 @@ def refuse_study(workdir: Path) -> None:
 def settle(workdir: Path, config: cfg.StudyConfig) -> None:
     """Make the work directory this study's, and keep compiled programs between runs.
 
-    Raises ConfigError if the directory holds a study of another configuration.
+    All processes share the directory. Raises ConfigError if it holds a study of another
+    configuration; only the mesh may be another than before.
     """
     path, given = workdir / "config.json", dataclasses.asdict(config)
-    if path.exists() and (kept := json.loads(path.read_text())) != given:
-        differ = sorted(key for key in kept | given if kept.get(key) != given.get(key))
+    kept = json.loads(path.read_text()) if path.exists() else given
+    differ = {key for key in kept | given if kept.get(key) != given.get(key)} - {"mesh"}
+    if differ:
         raise cfg.ConfigError(
             f"{workdir} holds a study of another configuration (it differs in "
-            f"{', '.join(differ)}); give another --workdir, or delete it"
+            f"{', '.join(sorted(differ))}); give another --workdir, or delete it"
         )
     if jax.process_index() == 0:
         write_json(path, given)

@@ -2,13 +2,14 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Bool, PyTree
+from jaxtyping import Bool, Float, PyTree, UInt8
 from transformers import PreTrainedTokenizerBase
 
 from gp_virl import config as cfg
@@ -16,6 +17,7 @@ from gp_virl.config import DRAWN
 from gp_virl.data import virl_sft
 from gp_virl.envs import city, panoramas, route_files, routes, street_views
 from gp_virl.envs.city_names import CATEGORIES, PAINT
+from gp_virl.envs.host_views import HostViews, PanoramaStore, following
 from gp_virl.envs.route_game import RouteGame
 from gp_virl.envs.routes import Route, RouteBank
 from gp_virl.envs.street_views import StreetViews
@@ -26,7 +28,25 @@ BUILDER, DIALOGUES = virl_sft.VirlSft, virl_sft.dialogues  # of the expert
 PAPER_LAMBDA = "virl"  # its name in evals.flops
 HELD_OUT = "held_out"  # the game of the routes kept from all training
 MINI = "mini"  # a style: the nine cities of the small benchmark
-PANORAMA_BYTES = 8 << 30  # on each device, at most
+HOST_SHARE = 4  # of the host's memory, panoramas that it keeps take one part in so many
+
+
+@dataclasses.dataclass(frozen=True)
+class Pictured:
+    """How street views are shown."""
+
+    size: int
+    layout: str
+    on_device: int  # bytes that a device's panoramas take at most; the host keeps others
+
+    @property
+    def width(self) -> int:
+        """Of the panoramas, in pixels."""
+        return street_views.panorama_width(self.size)
+
+    def fits(self, count: int) -> bool:
+        """Whether that many panoramas lie on the device."""
+        return count * self.width * self.width // 2 * 3 <= self.on_device
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -35,7 +55,7 @@ class World:
 
     bank: RouteBank
     names: tuple[str, ...]  # of landmarks
-    views: StreetViews | None
+    views: StreetViews | HostViews | None
 
     @property
     def routes(self) -> int:
@@ -55,7 +75,9 @@ def load_texts(
 
 def world_of(env: cfg.RouteConfig) -> World:
     """The world of a split; splits that differ in rule and routes alone share one."""
-    pictured = (env.image_size, env.layout) if env.modality == "image" else None
+    pictured = None
+    if env.modality == "image":
+        pictured = Pictured(env.image_size, env.layout, env.panorama_bytes)
     source = (env.source, env.style, env.routes, env.seed)
     if env.source != DRAWN:
         source = (env.source, "", 0, 0)
@@ -64,18 +86,13 @@ def world_of(env: cfg.RouteConfig) -> World:
 
 @functools.lru_cache(8)
 def _world(
-    source: str, style: str, count: int, seed: int, max_straight: int,
-    pictured: tuple[int, str] | None,
-) -> World:  # fmt: skip
+    source: str, style: str, count: int, seed: int, max_straight: int, pictured: Pictured | None
+) -> World:
     if source != DRAWN:
         found = route_files.read_routes(source, max_straight, need_views=pictured is not None)
         made, names, panos = routes.bank(found)
-        views = None
-        if pictured:
-            folders = route_files.street_view_folders(source)
-            _check_memory(len(panos), pictured[0])
-            views = _read(folders, panos, pictured)
-        return World(made, names, views)
+        folders = route_files.street_view_folders(source) if pictured else ()
+        return World(made, names, _read(folders, panos, pictured, made) if pictured else None)
     if style == MINI:
         cities, objects = city.mini(seed)
     else:
@@ -87,45 +104,62 @@ def _world(
         some = objects[index * each : (index + 1) * each]
         found += route_files.routes_of(some, place.mapping, max_straight, place.style.name)
     made, names, panos = routes.bank(found)
-    if pictured:
-        _check_memory(len(panos), pictured[0])
-    return World(made, names, _drawn(cities, panos, pictured) if pictured else None)
-
-
-def _check_memory(count: int, size: int) -> None:
-    """ValueError for more panoramas than a device should hold."""
-    width = street_views.panorama_width(size)
-    needed = count * width * width // 2 * 3
-    if needed > PANORAMA_BYTES:
-        raise ValueError(
-            f"config.env.image_size: given {size}, at which the {count} panoramas of these routes "
-            f"take {needed / 2**30:.1f} GiB on each device, allowed: {PANORAMA_BYTES >> 30}; give "
-            "smaller pictures or fewer routes"
-        )
+    return World(made, names, _drawn(cities, panos, pictured, made) if pictured else None)
 
 
 def _drawn(
-    cities: Sequence[city.City], panos: Sequence[str], pictured: tuple[int, str]
-) -> StreetViews:
+    cities: Sequence[city.City], panos: Sequence[str], pictured: Pictured, bank: RouteBank
+) -> StreetViews | HostViews:
     """The panoramas in the bank's order, drawn at the width that the pictures ask for."""
-    width = street_views.panorama_width(pictured[0])
     of_city = {name: place for place in cities for name in place.ids}
-    pictures = np.stack([panoramas.panorama(of_city[name], name, width) for name in panos])
     turned = np.array([of_city[name].rotations[of_city[name].index(name)] for name in panos])
-    return StreetViews.build(pictures, turned, *pictured)
+
+    def draw(index: int) -> UInt8[np.ndarray, "h w 3"]:
+        name = panos[index]
+        return panoramas.panorama(of_city[name], name, pictured.width)
+
+    if pictured.fits(len(panos)):
+        whole = np.stack([draw(index) for index in range(len(panos))])
+        return StreetViews.build(whole, turned, pictured.size, pictured.layout)
+    for place in cities:
+        panoramas.painter(place, pictured.width)  # made once, not by every thread at first
+    about = f"drawn in {', '.join(place.style.name for place in cities)}"
+    return _kept_by_host(draw, turned, pictured, bank, about)
 
 
-def _read(folders: Sequence[Path], panos: Sequence[str], pictured: tuple[int, str]) -> StreetViews:
+def _read(
+    folders: Sequence[Path], panos: Sequence[str], pictured: Pictured, bank: RouteBank
+) -> StreetViews | HostViews:
     """The panoramas of released data, which may lie in several folders."""
-    width = street_views.panorama_width(pictured[0])
-    found: dict[str, tuple[np.ndarray, float]] = {}
+    homes = {}
     for folder in folders:
-        here = [name for name in panos if (folder / f"{name}.jpg").is_file() and name not in found]
-        if here:
-            pictures, turned = street_views.read_panoramas(folder, here, width)
-            found |= {n: (p, r) for n, p, r in zip(here, pictures, turned, strict=True)}
-    pictures, turned = zip(*(found[name] for name in panos), strict=True)
-    return StreetViews.build(np.stack(pictures), np.array(turned), *pictured)
+        here = [name for name in panos if name not in homes and (folder / f"{name}.jpg").is_file()]
+        homes |= dict.fromkeys(here, folder)
+    files = [homes[name] / f"{name}.jpg" for name in panos]
+    if pictured.fits(len(panos)):
+        whole, turned = street_views.read_files(files, pictured.width)
+        return StreetViews.build(whole, turned, pictured.size, pictured.layout)
+    turned = street_views.read_rotations(files)
+    about = "".join(f"{file.name} {file.stat().st_size}\n" for file in files)
+
+    def read_one(index: int) -> UInt8[np.ndarray, "h w 3"]:
+        return street_views.read_panorama(files[index], pictured.width)
+
+    return _kept_by_host(read_one, turned, pictured, bank, about)
+
+
+def _kept_by_host(
+    load: Callable[[int], UInt8[np.ndarray, "h w 3"]],
+    turned: Float[np.ndarray, "P"],
+    pictured: Pictured,
+    bank: RouteBank,
+    about: str,
+) -> HostViews:
+    """The views of panoramas that are loaded along the routes, not before."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    after = following(bank, len(turned))
+    store = PanoramaStore(load, after, pictured.width, memory // HOST_SHARE, about)
+    return HostViews.build(store, turned, pictured.size, pictured.layout)
 
 
 def held_out(env: cfg.RouteConfig, count: int) -> Bool[np.ndarray, "routes"]:

@@ -26,7 +26,7 @@ from gp_virl.evals.scores import difference_in_errors
 from gp_virl.metrics import RunWriter
 from gp_virl.plots import results, tasks, transcripts, visual
 from gp_virl.plots.studies import Study
-from launch import branches, dialogues, train_rl, train_sft
+from launch import branches, dialogues, processes, train_rl, train_sft
 from launch import lab as labs
 from launch.branches import Branch, say
 from launch.lab import Lab
@@ -90,17 +90,22 @@ def evaluate_init(
     lab: Lab, seed: int, params: PyTree, tokens: int, workdir: Path, writer: RunWriter
 ) -> None:
     """The shared first point of all branches, once."""
-    done = results.read_metrics(workdir / "metrics.jsonl")
-    game = labs.evaluated(lab)[-1]  # whose records come last; without them all is redone
-    held = game == lab.study.HELD_OUT
-    last = ("id" if held else game, "success" + "_held_out" * held, "sampled")
-    of_init = [r for r in done if (r.branch, r.seed) == ("init", seed)]
-    if any((r.split, r.metric, r.decoding) == last for r in of_init):
+    first = jax.process_index() == 0  # which alone writes what is read here
+    if processes.agreed(int(first and _evaluated(lab, seed, workdir))):
         return
     writer.truncate(-1, branch="init", seed=seed)
     branch = Branch("init", seed, workdir, workdir / "data", tokens)
     evaluate = branches.evaluator(lab, branch, writer, last=0)
     evaluate(params, 0, flops.sft_flops(lab.parameters, tokens, 0))
+
+
+def _evaluated(lab: Lab, seed: int, workdir: Path) -> bool:
+    done = results.read_metrics(workdir / "metrics.jsonl")
+    game = labs.evaluated(lab)[-1]  # whose records come last; without them all is redone
+    held = game == lab.study.HELD_OUT
+    last = ("id" if held else game, "success" + "_held_out" * held, "sampled")
+    of_init = [r for r in done if (r.branch, r.seed) == ("init", seed)]
+    return any((r.split, r.metric, r.decoding) == last for r in of_init)
 
 
 def report(lab: Lab, workdir: Path, seconds: float) -> None:
@@ -192,9 +197,10 @@ def compare(records: list[results.Record], lab: Lab) -> Iterator[dict[str, Any]]
 if __name__ == "__main__":
     STUDY, PLACE, SHOWS = labs.define_config(), labs.define_workdir(), labs.define_shows()
     SEEDS = flags.DEFINE_integer("seeds", 1, "how often the study is repeated", lower_bound=1)
+    JOIN = processes.define_flags()
 
     def start():
         config = STUDY()
         main(config, PLACE(config), SEEDS.value, SHOWS())
 
-    labs.run(start)
+    labs.run(start, JOIN)

@@ -1,60 +1,27 @@
 """Multi-turn PPO from a checkpoint: python -m launch.train_rl --config=configs/gp_l.py:tiny
 --init=runs/gp_l_tiny/seed0/base [--workdir=DIR]"""
 
-import dataclasses
-import functools
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from absl import flags
-from flax import nnx
-from jaxtyping import PyTree
+from jaxtyping import Array, Bool, Float, PyTree, Shaped
 from tqdm import tqdm
 
 from gp_virl.config import StudyConfig
 from gp_virl.evals import flops
 from gp_virl.metrics import RunWriter
 from gp_virl.rollout import episodes
-from gp_virl.train import ppo
-from gp_virl.train.state import TrainState, create, optimizer
-from launch import branches
+from gp_virl.sharding import whole
+from gp_virl.train.state import TrainState
+from launch import branches, processes
 from launch import lab as labs
 from launch.branches import Branch
 from launch.lab import Lab
-
-SHORTEST_TURN = 16  # tokens; a row of S tokens has slots for S / 16 turns
-
-
-@dataclasses.dataclass(frozen=True)
-class Steps:
-    """The jitted parts of an iteration."""
-
-    start: Callable
-    rollout: Callable
-    update: Callable
-
-
-def compile_steps(lab: Lab) -> Steps:
-    """Jitted start(game, deal), rollout(params, game, lanes, ...), update(game, state, ...)."""
-    config, roll, graph = lab.config, lab.config.rollout, lab.graph
-    updates = config.ppo.updates * config.ppo.epochs * config.ppo.minibatches
-    slots = max(roll.turns, config.env.max_turns, roll.context // SHORTEST_TURN)
-
-    def start(game, deal):
-        return episodes.start(game, deal, jnp.arange(roll.lanes), roll.context)
-
-    def play(params, game, lanes, deal, draw, how):
-        return episodes.rollout(
-            nnx.merge(graph, params), game, lanes, deal, draw, how,
-            roll.turns, roll.reply_length, roll.chunk, roll.images,
-        )  # fmt: skip
-
-    learn = functools.partial(ppo.update, graph, optimizer(config.ppo, updates), config.ppo, slots)
-    return Steps(jax.jit(start), jax.jit(play, donate_argnums=2), jax.jit(learn, donate_argnums=1))
+from launch.programs import ppo_programs
 
 
 def train(
@@ -65,13 +32,13 @@ def train(
     A branch that was interrupted goes on from its last checkpoint.
     """
     config = lab.config
-    steps, how = compile_steps(lab), labs.sampling(config, "sampled")
-    total = config.ppo.updates * config.ppo.epochs * config.ppo.minibatches
-    state = create(init, optimizer(config.ppo, total))
+    programs, how = ppo_programs(lab), labs.sampling(config, "sampled")
+    measure = jax.jit(play_metrics, out_shardings=whole(lab.mesh))
+    state = programs.create(init)
     key = jax.random.key(branch.seed)
     deal, draw = jax.random.fold_in(key, 1), jax.random.fold_in(key, 2)
     game = lab.games["train"]
-    lanes = steps.start(game, deal)
+    lanes = programs.start(game, deal)
     tree = {"train": state, "lanes": lanes}
     tree, about = branches.resumed(branch, tree, {"tokens": 0, "generated": 0}, writer)
     state, lanes = tree["train"], tree["lanes"]
@@ -84,14 +51,14 @@ def train(
     for step in bar:
         clock = time.perf_counter()
         lanes, roll, following = jax.block_until_ready(
-            steps.rollout(state.params, game, lanes, deal, jax.random.fold_in(draw, step), how)
+            programs.rollout(state.params, game, lanes, deal, jax.random.fold_in(draw, step), how)
         )
         played = time.perf_counter()
-        state, metrics = steps.update(
+        state, metrics = programs.update(
             game, state, init, roll, following, jax.random.fold_in(key, step), how.temperature,
             jnp.float32(step >= config.ppo.value_warmup),
         )  # fmt: skip
-        metrics = jax.device_get(metrics) | play_metrics(roll)
+        metrics = jax.device_get(metrics | measure(roll))
         generated += int(metrics["generated"])
         trained += int(metrics["tokens"])
         seconds = {"rollout_s": played - clock, "update_s": time.perf_counter() - played}
@@ -109,25 +76,27 @@ def train(
     return state
 
 
-def play_metrics(roll: episodes.Rollout) -> dict[str, float]:
+def play_metrics(roll: episodes.Rollout) -> dict[str, Shaped[Array, ""]]:
     """Means over the turns of a rollout, and the tokens its generations read and wrote."""
-    right, solved, ended, closed, turn = (
-        np.asarray(x)
-        for x in (roll.outcome == 0, roll.solved, roll.terminated, roll.closed, roll.turn)
-    )
-    opens = np.concatenate([turn[:1] == 0, closed[:-1]])  # first replies of conversations
+    right = roll.outcome == 0
+    opens = jnp.concatenate([roll.turn[:1] == 0, roll.closed[:-1]])  # a conversation's first reply
     return {
-        "reward": float(roll.reward.mean()),
-        "right": float(right.mean()),
-        "episode_success": float(solved[ended].mean()) if ended.any() else 0.0,
-        "first_try": float(right[opens].mean()) if opens.any() else 0.0,
-        "reply_length": float(roll.reply.mean()),
-        "turns": float(roll.played.sum()),
-        "generated": float((roll.prompt + roll.reply).sum()),
-        "prefilled": float(roll.prefilled.sum()),
-        "recognized": float(roll.recognized.mean()),
-        "encoded": float(roll.encoded.sum()),
+        "reward": roll.reward.mean(),
+        "right": right.mean(),
+        "episode_success": _share(roll.solved, roll.terminated),
+        "first_try": _share(right, opens),
+        "reply_length": roll.reply.mean(),
+        "turns": roll.played.sum(),
+        "generated": (roll.prompt + roll.reply).sum(),
+        "prefilled": roll.prefilled.sum(),
+        "recognized": roll.recognized.mean(),
+        "encoded": roll.encoded.sum(),
     }
+
+
+def _share(hit: Bool[Array, "R B"], among: Bool[Array, "R B"]) -> Float[Array, ""]:
+    """The share of `hit` where `among` is True; 0 where it is nowhere."""
+    return (hit & among).sum() / jnp.maximum(among.sum(), 1)
 
 
 def main(
@@ -152,10 +121,11 @@ if __name__ == "__main__":
     STUDY, PLACE, SHOWS = labs.define_config(), labs.define_workdir(), labs.define_shows()
     INIT = flags.DEFINE_string("init", None, "directory of the checkpoint to start from")
     SEED = flags.DEFINE_integer("branch_seed", 0, "seed of dealing and sampling")
+    JOIN = processes.define_flags()
     flags.mark_flag_as_required("init")
 
     def start():
         config = STUDY()
         main(config, PLACE(config, "rl"), INIT.value, SEED.value, SHOWS())
 
-    labs.run(start)
+    labs.run(start, JOIN)

@@ -1,7 +1,6 @@
 """Supervised fine-tuning, from scratch or from a checkpoint:
 python -m launch.train_sft --config=configs/gp_l.py:tiny --run=base|sft|sft_matched [--init=DIR]"""
 
-import functools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,11 +14,12 @@ from gp_virl.config import SftConfig, StudyConfig
 from gp_virl.evals import flops
 from gp_virl.metrics import RunWriter
 from gp_virl.train import sft
-from gp_virl.train.state import TrainState, create, optimizer
-from launch import branches
+from gp_virl.train.state import TrainState
+from launch import branches, processes
 from launch import lab as labs
 from launch.branches import Branch
 from launch.lab import Lab
+from launch.programs import sft_programs
 
 LOG_EVERY = 20
 
@@ -32,12 +32,8 @@ def train(
     `evaluate(params, updates, compute)` is called at each of eval.points. A run that was
     interrupted goes on from its last checkpoint, with the next batch.
     """
-    rule = optimizer(run, run.steps)
-    update = jax.jit(
-        functools.partial(sft.update, lab.graph, rule, run.microbatch, frozen=run.frozen),
-        donate_argnums=0,
-    )
-    tree = {"train": create(init, rule)}
+    programs = sft_programs(lab, run)
+    tree = {"train": programs.create(init)}
     tree, about = branches.resumed(branch, tree, {"tokens": 0, "data": None}, writer)
     state, tokens = tree["train"], about["tokens"]
     if about["step"] == run.steps:
@@ -52,7 +48,8 @@ def train(
     )  # fmt: skip
     waiting = []
     for step in bar:
-        state, metrics = update(state, sft.Batch(**branches.on_mesh(lab, next(batches))))
+        rows = branches.on_mesh(lab, next(batches), run.batch_size)
+        state, metrics = programs.update(state, sft.Batch(**rows))
         waiting.append(metrics)
         if (step + 1) % LOG_EVERY == 0 or step + 1 in points:
             block = jax.tree.map(lambda *x: jnp.stack(x), *waiting)
@@ -99,9 +96,10 @@ if __name__ == "__main__":
     INIT = flags.DEFINE_string("init", None, "directory of the checkpoint to start from")
     RUN = flags.DEFINE_enum("run", "sft", ["base", "sft", "sft_matched"], "section of the config")
     SEED = flags.DEFINE_integer("branch_seed", 0, "seed of the data order and the parameters")
+    JOIN = processes.define_flags()
 
     def start():
         config = STUDY()
         main(config, PLACE(config, RUN.value), RUN.value, INIT.value, SEED.value, SHOWS())
 
-    labs.run(start)
+    labs.run(start, JOIN)

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 
 from configs import gp_l, gp_vl, virl_l, virl_vl
 from gp_virl import config as cfg
+from gp_virl import config_fields
 
 ROOT = Path(__file__).parents[1]
 
@@ -192,7 +193,7 @@ def test_every_field_has_a_reader(section: type) -> None:
 def test_every_field_says_what_is_allowed() -> None:
     for section in sections():
         for name, kind in typing.get_type_hints(section).items():
-            told = cfg._expected(section.__dataclass_fields__[name], kind)
+            told = config_fields.expected(section.__dataclass_fields__[name], kind)
             assert isinstance(told, str) and told
 
 

@@ -7,7 +7,16 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import PartitionSpec
 
-from gp_virl.sharding import ROLLOUT, TRAINING, constrain, mesh_of, spec
+from gp_virl.sharding import (
+    ROLLOUT,
+    TRAINING,
+    along_batch,
+    constrain,
+    fitting,
+    mesh_of,
+    spec,
+    whole,
+)  # fmt: skip
 
 EIGHT_DEVICES = """
 import jax, jax.numpy as jnp, numpy as np
@@ -57,6 +66,44 @@ def test_mistakes_are_named():
         mesh_of(data=1024)
     with pytest.raises(ValueError, match="at least 1"):
         mesh_of(fsdp=0)
+
+
+class Device:
+    """A device of one of several slices, as far as a mesh asks."""
+
+    def __init__(self, number: int, slice_index: int):
+        self.id, self.slice_index, self.process_index = number, slice_index, slice_index
+        self.platform, self.device_kind = "tpu", "TPU v5 lite"
+        self.coords, self.core_on_chip = (number % 2, number // 2 % 2, 0), 0
+
+    def __repr__(self) -> str:
+        return f"{self.slice_index}.{self.id}"
+
+
+def test_slices_share_out_data_alone():
+    devices = [Device(number, number // 4) for number in range(8)]
+    mesh = mesh_of(data=2, fsdp=2, tensor=2, devices=devices)
+    assert mesh.axis_names == ("data", "fsdp", "tensor") and mesh.devices.shape == (2, 2, 2)
+    for index, copy in enumerate(mesh.devices):
+        assert {device.slice_index for device in copy.flat} == {index}
+    with pytest.raises(ValueError, match="2 slices; make data a multiple of 2"):
+        mesh_of(fsdp=4, tensor=2, devices=devices)
+
+
+def test_an_axis_that_does_not_divide_stays_whole():
+    mesh = jax.sharding.AbstractMesh((2, 2, 2), ("data", "fsdp", "tensor"))
+    cut = PartitionSpec(("data", "fsdp"), None, "tensor")
+    assert fitting(cut, (8, 3, 6), mesh) == cut
+    assert fitting(cut, (6, 3, 6), mesh) == PartitionSpec(None, None, "tensor")
+    assert fitting(cut, (8, 3, 5), mesh) == PartitionSpec(("data", "fsdp"), None, None)
+
+
+def test_batches_lie_along_the_axis_asked_for():
+    mesh = mesh_of()
+    shapes = {"turns": jax.ShapeDtypeStruct((3, 4, 5), "float32"), "count": jnp.int32(3)}
+    laid = along_batch(shapes, mesh, 1)
+    assert laid["turns"].spec == PartitionSpec(None, ("data", "fsdp"))
+    assert laid["count"].spec == whole(mesh).spec == PartitionSpec()
 
 
 def test_constrain_is_nothing_without_a_mesh_and_a_layout_with_one():

@@ -11,6 +11,7 @@ is asked for, while the device still trains on the last one: grain's prefetching
 the middle of C++ code when Python exits, and abort it.
 """
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -179,8 +180,7 @@ def batches(
     length: int,
     batch_size: int,
     seed: int,
-    index: int = 0,
-    count: int = 1,
+    rows: Sequence[int] | None = None,
     pictures: int = 1,
 ) -> grain.IterDataset:
     """Endless batches of `batch_size` rows of `length` tokens, as dicts of numpy arrays [N S].
@@ -190,25 +190,27 @@ def batches(
     [N P]: the segment that sees the picture, or 0, and then the picture is all 0. A row then has
     at most P = `pictures` conversations.
 
-    Every epoch is shuffled anew; process `index` of `count` reads its own share. Iterators have
-    `get_state` and `set_state`, and continue with the very next batch. ValueError if a
-    conversation is longer than a row, there are fewer conversations than processes, or P < 1; from
-    an iterator, if pictures differ in size or can't be read.
+    Every epoch is shuffled anew. With `rows`, in ascending order, only those rows of each batch are
+    given out, and other rows' pictures aren't read: every process makes the same batches and takes
+    its own rows, so that neither they nor the state of an iterator depend on how many processes
+    there are. (Text is packed at some 15,000 conversations a second.) Iterators have `get_state`
+    and `set_state`, and continue with the very next batch. ValueError if a conversation is longer
+    than a row, for rows that are not in a batch, or P < 1; from an iterator, if pictures differ in
+    size or can't be read.
     """
     if conversations.longest > length:
         raise ValueError(
             f"length: given {length}, but the longest conversation has {conversations.longest} "
             "tokens; give at least that, a shorter wording, or fewer errors per dialogue"
         )
-    if not 0 <= index < count <= len(conversations):
+    if rows is not None and list(rows) != sorted({*rows} & {*range(batch_size)}):
         raise ValueError(
-            f"given index {index} of {count} processes for {len(conversations)} conversations; "
-            "allowed: 0 <= index < count <= conversations"
+            f"rows: given {list(rows)}, allowed: some of 0 to {batch_size - 1}, ascending"
         )
     if pictures < 1:
         raise ValueError(f"pictures: given {pictures}, allowed: >= 1, the most of a row")
     source = conversations.source
-    shuffled = grain.MapDataset.source(conversations)[index::count].seed(seed).shuffle()
+    shuffled = grain.MapDataset.source(conversations).seed(seed).shuffle()
     packed = FirstFitPackIterDataset(
         shuffled.repeat().to_iter_dataset(grain.ReadOptions(num_threads=0)),
         length_struct={"tokens": length, "replied": length}
@@ -216,10 +218,16 @@ def batches(
         num_packing_bins=batch_size,
         shuffle_bins=False,
     )
-    rows = packed.map(_row).batch(batch_size, drop_remainder=True)
+    made = packed.map(_row).batch(batch_size, drop_remainder=True)
+    if rows is not None and len(rows) < batch_size:
+        made = made.map(functools.partial(_taken, np.array(rows, np.int64)))
     if source is None:
-        return rows
-    return rows.map(_Shown(source, _looked_at(source, 0, shape_of)))
+        return made
+    return made.map(_Shown(source, _looked_at(source, 0, shape_of)))
+
+
+def _taken(rows: Int[np.ndarray, "n"], batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name: array[rows] for name, array in batch.items()}
 
 
 def _row(packed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -25,7 +25,7 @@ from flax import struct
 from jaxtyping import Int, PyTree, UInt8
 
 from gp_virl.data import expert, pictures
-from gp_virl.envs import street_views
+from gp_virl.envs.host_views import HostViews
 from gp_virl.envs.navigation import (
     ACTIONS,
     CORRECT,
@@ -42,6 +42,7 @@ from gp_virl.envs.navigation import (
 from gp_virl.envs.route_texts import RouteTexts, fetched
 from gp_virl.envs.routes import COMPASS, RULES, SIDES, RouteBank
 from gp_virl.envs.street_views import StreetViews
+from gp_virl.sharding import constrain
 from gp_virl.text import route_replies
 from gp_virl.text.route_prompts import load_wording
 
@@ -64,7 +65,8 @@ class VirlSftConfig(tfds.core.BuilderConfig):
     bank: RouteBank = dataclasses.field(repr=False)
     names: tuple[str, ...] = dataclasses.field(repr=False)  # of the bank's landmarks
     allowed: tuple[int, ...] | None = None  # routes of the bank to draw from; None: all
-    views: StreetViews | None = dataclasses.field(default=None, repr=False)  # None: told in words
+    # None: told in words
+    views: StreetViews | HostViews | None = dataclasses.field(default=None, repr=False)
     rules: Mapping[str, float] = dataclasses.field(default_factory=lambda: {"absolute": 1.0})
     seed: int = 0
     examples: int = 50_000
@@ -99,6 +101,8 @@ class VirlSftConfig(tfds.core.BuilderConfig):
         }
         if self.views is not None:
             fields["views"] = [content_digest(self.views), self.views.size, self.views.layout]
+        if isinstance(self.views, HostViews):  # what isn't loaded has no digest
+            fields["views"].append(self.views.store.about)
         return expert.digest_name(self.rules, fields)
 
 
@@ -202,7 +206,7 @@ def _check_indices(config: VirlSftConfig) -> None:
         return
     chosen = np.arange(len(config.bank.length)) if config.allowed is None else config.allowed
     panos, length = np.asarray(config.bank.pano), np.asarray(config.bank.length)
-    held = config.views.panoramas.shape[0]
+    held = config.views.rotation.shape[0]
     inside = np.arange(panos.shape[1]) < length[:, None]
     bare = (inside & ((panos < 0) | (panos >= held)))[np.asarray(chosen)]
     if bare.any():
@@ -246,12 +250,20 @@ def _scenes(env: Navigation, stops: Stop) -> Scene:
     return jax.vmap(lambda stop: env.scene(stop.on(env)[1]))(stops)
 
 
+@jax.jit
+def _composed(
+    views: StreetViews | HostViews, panos: Int[jax.Array, "n"], headings: Int[jax.Array, "n"]
+) -> UInt8[jax.Array, "n H W 3"]:
+    """The pictures of some scenes, whole on every device: each process encodes them all."""
+    return constrain(jax.vmap(views.picture)(panos, headings), None, None, None, None)
+
+
 def _pictures(config: VirlSftConfig, env: Navigation, stops: Stop) -> Iterator[bytes]:
     """Each example's street view as PNG."""
-    seen, compose = _scenes(env, stops), jax.jit(street_views.pictures)
+    seen = _scenes(env, stops)
 
     def composed(rows: Int[np.ndarray, "n"]) -> UInt8[jax.Array, "n H W 3"]:
-        return compose(config.views, seen.pano[rows], seen.heading[rows])
+        return _composed(config.views, seen.pano[rows], seen.heading[rows])
 
     return pictures.streamed(composed, config.examples, config.views.size)
 

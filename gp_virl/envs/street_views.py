@@ -7,15 +7,12 @@ other, at least a pixel. A grid is sampled at its own size, so its panoramas sho
 `panorama_width(size)` columns; files are reduced to any width while they are read.
 """
 
-import contextlib
 import json
 import math
-import queue
-import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
@@ -33,6 +30,7 @@ SMALLEST = 8
 FORMATS = ("JPEG", "PNG")  # others aren't tried: of an EPS, Pillow would run Ghostscript
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # Pillow's errors
 LARGEST_TURN = 1e6  # degrees, of a panorama's metadata
+Seen = TypeVar("Seen")
 
 
 class StreetViewError(ValueError):
@@ -60,10 +58,7 @@ class StreetViews:
 
         Raises ValueError for an unknown layout, a tiny size, or panoramas that are not 2:1.
         """
-        if layout not in LAYOUTS:
-            raise ValueError(f"layout: given {layout!r}, allowed: {', '.join(LAYOUTS)}")
-        if size < SMALLEST:
-            raise ValueError(f"size: given {size}, allowed: at least {SMALLEST} pixels")
+        check_grid(size, layout)
         if panoramas.shape[2] != 2 * panoramas.shape[1]:
             raise ValueError(
                 f"panoramas: given {panoramas.shape[2]} x {panoramas.shape[1]} pixels, allowed: "
@@ -75,23 +70,42 @@ class StreetViews:
         self, pano: Int[Array, ""], heading: Num[Array, ""] | float
     ) -> UInt8[Array, "size size 3"]:
         """The four views of panorama `pano` for who faces `heading` degrees; the line is black."""
-        rows, turns, seen = grid(self.size, self.layout)
-        height, width = self.panoramas.shape[1:3]
-        row = jnp.asarray(np.clip(rows * height - 0.5, 0, height - 1))
-        centre = jnp.mod(heading + self.rotation[pano], 360) / 360
-        column = jnp.mod(centre + jnp.asarray(turns), 1) * width - 0.5
-        top, left = jnp.floor(row), jnp.floor(column)
-        down, right = (row - top)[..., None], (column - left)[..., None]
-        top, left = top.astype(jnp.int32), left.astype(jnp.int32)
-        bottom = jnp.minimum(top + 1, height - 1)
-        left, after = jnp.mod(left, width), jnp.mod(left + 1, width)
-        whole = self.panoramas
+        panorama, rotation = self.panoramas[pano], self.rotation[pano]
+        return views_of(panorama, rotation, heading, self.size, self.layout)
 
-        def blend(row):
-            return whole[pano, row, left] * (1 - right) + whole[pano, row, after] * right
 
-        colour = blend(top) * (1 - down) + blend(bottom) * down
-        return jnp.where(jnp.asarray(seen)[..., None], jnp.round(colour), 0).astype(jnp.uint8)
+def check_grid(size: int, layout: str) -> None:
+    """ValueError for an unknown layout, or pictures too small for four views."""
+    if layout not in LAYOUTS:
+        raise ValueError(f"layout: given {layout!r}, allowed: {', '.join(LAYOUTS)}")
+    if size < SMALLEST:
+        raise ValueError(f"size: given {size}, allowed: at least {SMALLEST} pixels")
+
+
+def views_of(
+    panorama: UInt8[Array, "h w 3"],
+    rotation: Float[Array, ""],
+    heading: Num[Array, ""] | float,
+    size: int,
+    layout: str,
+) -> UInt8[Array, "size size 3"]:
+    """The four views of one panorama for who faces `heading` degrees; the line is black."""
+    rows, turns, seen = grid(size, layout)
+    height, width = panorama.shape[:2]
+    row = jnp.asarray(np.clip(rows * height - 0.5, 0, height - 1))
+    centre = jnp.mod(heading + rotation, 360) / 360
+    column = jnp.mod(centre + jnp.asarray(turns), 1) * width - 0.5
+    top, left = jnp.floor(row), jnp.floor(column)
+    down, right = (row - top)[..., None], (column - left)[..., None]
+    top, left = top.astype(jnp.int32), left.astype(jnp.int32)
+    bottom = jnp.minimum(top + 1, height - 1)
+    left, after = jnp.mod(left, width), jnp.mod(left + 1, width)
+
+    def blend(row):
+        return panorama[row, left] * (1 - right) + panorama[row, after] * right
+
+    colour = blend(top) * (1 - down) + blend(bottom) * down
+    return jnp.where(jnp.asarray(seen)[..., None], jnp.round(colour), 0).astype(jnp.uint8)
 
 
 def panorama_width(size: int) -> int:
@@ -138,35 +152,70 @@ def read_panoramas(
     Raises StreetViewError with every file that is missing, no picture, not 2:1, or whose metadata
     have no number as `rotation`. Rotations are degrees in 0..360.
     """
-    pictures = np.zeros((len(ids), width // 2, width, 3), np.uint8)
-    rotation, problems = np.zeros(len(ids), np.float32), []
-    for index, name in enumerate(ids):
+    return read_files([Path(folder) / f"{name}.jpg" for name in ids], width)
+
+
+def read_files(
+    files: Sequence[Path], width: int
+) -> tuple[UInt8[np.ndarray, "P h w 3"], Float[np.ndarray, "P"]]:
+    """The same of pictures that need not lie in one folder, but beside their metadata."""
+    pictures = np.zeros((len(files), width // 2, width, 3), np.uint8)
+
+    def read(index: int) -> None:
+        pictures[index] = read_panorama(files[index], width)
+
+    return pictures, _rotations(files, read)
+
+
+def read_rotations(files: Sequence[Path]) -> Float[np.ndarray, "P"]:
+    """The rotations of panoramas <id>.jpg, by the <id>.metadata.json beside each.
+
+    Of the pictures only headers are read. Raises as `read_panoramas`, but a picture that breaks
+    off behind its header is found by `read_panorama` alone.
+    """
+    return _rotations(files, lambda index: _looked_at(files[index], lambda picture: None))
+
+
+def read_panorama(path: Path, width: int) -> UInt8[np.ndarray, "h w 3"]:
+    """A panorama's picture, reduced to `width` x width/2; StreetViewError as `read_panoramas`."""
+    size = (width, width // 2)
+
+    def reduced(picture: Image.Image) -> np.ndarray:
+        picture.draft("RGB", size)
+        return np.asarray(picture.convert("RGB").resize(size, Image.Resampling.BOX))
+
+    return _looked_at(path, reduced)
+
+
+def _rotations(files: Sequence[Path], look: Callable[[int], None]) -> Float[np.ndarray, "P"]:
+    """The rotations, once `look` has seen each picture; StreetViewError with all that is wrong."""
+    rotation, problems = np.zeros(len(files), np.float32), []
+    for index, path in enumerate(files):
         try:
-            pictures[index] = _read_picture(Path(folder) / f"{name}.jpg", width)
+            look(index)
         except (OSError, ValueError) as wrong:
             problems.append(str(wrong))
         try:
-            rotation[index] = _read_rotation(Path(folder) / f"{name}.metadata.json")
+            rotation[index] = _read_rotation(path.with_name(f"{path.stem}.metadata.json"))
         except (OSError, ValueError) as wrong:
             problems.append(str(wrong))
     if problems:
         raise StreetViewError("street views can't be read:\n  " + "\n  ".join(problems))
-    return pictures, rotation
+    return rotation
 
 
-def _read_picture(path: Path, width: int) -> UInt8[np.ndarray, "h w 3"]:
+def _looked_at(path: Path, look: Callable[[Image.Image], Seen]) -> Seen:
+    """What `look` makes of a picture; StreetViewError if that is none, or not twice as wide."""
     try:
         with Image.open(path, formats=FORMATS) as picture:
             wide, high = picture.size
             if wide == 2 * high:
-                size = (width, width // 2)
-                picture.draft("RGB", size)
-                return np.asarray(picture.convert("RGB").resize(size, Image.Resampling.BOX))
+                return look(picture)
     except FileNotFoundError as wrong:
-        raise ValueError(f"{path}: no such file; download the street views") from wrong
+        raise StreetViewError(f"{path}: no such file; download the street views") from wrong
     except UNREADABLE as wrong:
-        raise ValueError(f"{path}: not a readable picture ({wrong})") from wrong
-    raise ValueError(f"{path}: given {wide} x {high} pixels, allowed: twice as wide as high")
+        raise StreetViewError(f"{path}: not a readable picture ({wrong})") from wrong
+    raise StreetViewError(f"{path}: given {wide} x {high} pixels, allowed: twice as wide as high")
 
 
 def _read_rotation(path: Path) -> float:
@@ -183,67 +232,3 @@ def _read_rotation(path: Path) -> float:
             f"{LARGEST_TURN:g} either way"
         )
     return float(turn % 360)
-
-
-Load = Callable[[Sequence[str]], tuple[np.ndarray, np.ndarray]]
-
-
-def ahead(
-    needs: Iterable[Sequence[str]],
-    load: Load,
-    size: int,
-    layout: str = "front_right_back_left",
-    depth: int = 2,
-) -> Iterator[StreetViews]:
-    """A bank for each list of ids in `needs`, loaded in a thread while the one before is used.
-
-    For panoramas that don't fit together: `load(ids)` gives (panoramas, rotations), drawn or read.
-    At most `depth` banks wait; ids needed again by the next bank are not loaded again. An error
-    of `load` is raised where its bank would come.
-    """
-    ready: queue.Queue = queue.Queue(depth)
-    stopped = threading.Event()
-
-    def put(item) -> None:
-        while not stopped.is_set():
-            with contextlib.suppress(queue.Full):
-                ready.put(item, timeout=0.1)
-                break
-
-    def work() -> None:
-        held: dict[str, tuple] = {}
-        try:
-            for ids in needs:
-                held = _loaded(ids, held, load)
-                pictures, turns = zip(*(held[name] for name in ids), strict=True)
-                put(StreetViews.build(np.stack(pictures), np.array(turns), size, layout))
-                if stopped.is_set():
-                    return
-            put(None)
-        except BaseException as wrong:  # handed to the consumer
-            put(wrong)
-
-    worker = threading.Thread(target=work, daemon=True)
-    worker.start()
-    try:
-        while (item := ready.get()) is not None:
-            if isinstance(item, BaseException):
-                raise item
-            yield item
-    finally:
-        stopped.set()
-        worker.join()
-
-
-def _loaded(ids: Sequence[str], held: dict[str, tuple], load: Load) -> dict[str, tuple]:
-    """Panorama and rotation of each id, from `held` where it is there."""
-    missing = [name for name in dict.fromkeys(ids) if name not in held]
-    new = dict(zip(missing, zip(*load(missing), strict=True), strict=True)) if missing else {}
-    return {name: new.get(name) or held[name] for name in ids}
-
-
-def pictures(
-    views: StreetViews, panos: Int[Array, "B"], headings: Num[Array, "B"]
-) -> UInt8[Array, "B size size 3"]:
-    """The grids of several lanes."""
-    return jax.vmap(views.picture)(panos, headings)

@@ -79,8 +79,9 @@ def restore(
     """The tree stored at `step` in the structure of `target`, and its metadata.
 
     `target` holds arrays or jax.ShapeDtypeStruct; a leaf's sharding is used if it has one, else
-    the leaf goes to the first device. Without `step` the latest is taken. With `partial` the
-    checkpoint may hold more than the target.
+    the leaf goes to this process's first device. It may have been saved by another number of
+    processes, on another mesh. Without `step` the latest is taken. With `partial` the checkpoint
+    may hold more than the target.
     Raises MissingCheckpointError, or IncompatibleTreeError if a path, a shape or a dtype differs.
     """
     step = _existing(directory, step)
@@ -182,7 +183,7 @@ def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
     shape = jax.eval_shape(_stored, jax.ShapeDtypeStruct(leaf.shape, leaf.dtype))
     # A key's data has one more axis, which a named sharding leaves alone and others may not.
     if sharding is None or (_is_key(leaf) and not isinstance(sharding, jax.sharding.NamedSharding)):
-        sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)
 
 

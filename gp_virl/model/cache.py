@@ -7,9 +7,11 @@ token that is decoded.
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Bool, Float, Int
+from jax.experimental.layout import Layout, with_layout_constraint
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from gp_virl.model.config import DTYPES, ModelConfig
+from gp_virl.sharding import constrain
 
 KeyValues = tuple[Float[Array, "G B Kh S d"], ...]  # one for each self-attention layer of a group
 CrossKeyValues = tuple[Float[Array, "G B Kh I d"], ...]  # and for each cross-attention layer
@@ -40,19 +42,25 @@ class LaneCache:
         Earlier entries never change; tokens beyond the lane's room are dropped, and `length`
         then says the room.
         """
-        lanes = jnp.arange(tokens.shape[0])[:, None]
-        columns = jnp.arange(tokens.shape[1])
-        places = self.length[:, None] + columns
-        # An index behind the buffer is dropped by the scatter.
-        places = jnp.where(columns < count[:, None], places, self.size)
-        lane_first = (1, 3, 0, 2, 4)
+        write = jax.vmap(_written)
 
         def put(buffer: Array, new: Array) -> Array:
-            new = new.astype(buffer.dtype).transpose(lane_first)
-            return buffer.at[:, lanes, :, places].set(new, mode="drop")
+            new = new.astype(buffer.dtype)
 
+            # A group at a time, in place. One scatter into all of them would have XLA lay the
+            # whole cache out anew, and so keep a second one.
+            def one(group: Int[Array, ""], buffer: Array) -> Array:
+                held, added = (
+                    jax.lax.dynamic_index_in_dim(x, group, keepdims=False) for x in (buffer, new)
+                )
+                held = write(held, added, self.length, count)
+                return _laid(jax.lax.dynamic_update_index_in_dim(buffer, held, group, axis=0))
+
+            return jax.lax.fori_loop(0, buffer.shape[0], one, buffer)
+
+        rows = write(self.tokens[:, None, :, None], tokens[:, None, :, None], self.length, count)
         return LaneCache(
-            tokens=self.tokens.at[lanes, places].set(tokens, mode="drop"),
+            tokens=rows[:, 0, :, 0],
             k=jax.tree.map(put, self.k, k),
             v=jax.tree.map(put, self.v, v),
             length=jnp.minimum(self.length + count, self.size),
@@ -80,7 +88,7 @@ class ReplyCache:
 
         def put(buffer: Array, new: Array) -> Array:
             start = (0, 0, 0, column, 0)
-            return jax.lax.dynamic_update_slice(buffer, new.astype(buffer.dtype), start)
+            return _laid(jax.lax.dynamic_update_slice(buffer, new.astype(buffer.dtype), start))
 
         return ReplyCache(k=jax.tree.map(put, self.k, k), v=jax.tree.map(put, self.v, v))
 
@@ -118,13 +126,43 @@ class CrossCache:
         )
 
 
+def _written(
+    held: Shaped[Array, "Kh S d"],
+    added: Shaped[Array, "Kh C d"],
+    length: Int[Array, ""],
+    count: Int[Array, ""],
+) -> Shaped[Array, "Kh S d"]:
+    """`held` with the first `count` columns of `added` from column `length` on.
+
+    Columns that don't fit are dropped.
+    """
+    size, width = held.shape[1], min(added.shape[1], held.shape[1])
+    start = jnp.minimum(length, size - width)  # a window that is wholly inside
+    column = jnp.arange(width) - (length - start)
+    within = (column >= 0) & (column < count)
+    window = jax.lax.dynamic_slice_in_dim(held, start, width, axis=1)
+    moved = jnp.take(added, column, axis=1, mode="clip")
+    window = jnp.where(within[None, :, None], moved, window)
+    return jax.lax.dynamic_update_slice_in_dim(held, window, start, axis=1)
+
+
 def _room(config: ModelConfig, lanes: int, size: int) -> KeyValues:
     return _rooms(config, config.self_layers, lanes, size)
 
 
 def _rooms(config: ModelConfig, count: int, lanes: int, size: int) -> tuple[Array, ...]:
     shape = (config.groups, lanes, config.num_key_value_heads, size, config.head_dim)
-    return tuple(jnp.zeros(shape, DTYPES[config.dtype]) for _ in range(count))
+    return tuple(_laid(jnp.zeros(shape, DTYPES[config.dtype])) for _ in range(count))
+
+
+def _laid(cached: Float[Array, "G B Kh _ d"]) -> Float[Array, "G B Kh _ d"]:
+    """On the mesh by lanes and heads; in memory in the order of its axes.
+
+    A TPU's compiler would have writers and readers each lay it out their own way, and keep a
+    second cache to change between them.
+    """
+    cached = constrain(cached, "layers", "batch", "kv_heads", None, None)
+    return with_layout_constraint(cached, Layout(range(cached.ndim)))
 
 
 def empty(config: ModelConfig, lanes: int, size: int) -> LaneCache:

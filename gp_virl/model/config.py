@@ -9,7 +9,7 @@ import jax.numpy as jnp
 GROUP = ("self", "self", "self", "cross", "self")
 # Arrangements (rows, columns) of at most four tiles, in the order of HF's aspect ratio ids 1 to 8.
 ASPECT_RATIOS = ((1, 1), (1, 2), (1, 3), (1, 4), (2, 1), (2, 2), (3, 1), (4, 1))
-ATTENTIONS = ("auto", "blocks", "plain", "dot_product")
+ATTENTIONS = ("auto", "blocks", "plain", "dot_product", "splash", "cudnn", "splash_interpret")
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
@@ -148,10 +148,17 @@ class ModelConfig:
 
     @property
     def attention_form(self) -> str:
-        """`attention` with "auto" settled: causal blocks on CPU, else JAX's fused attention."""
+        """`attention` with "auto" settled by the backend that runs now.
+
+        blocks: written out, causal blocks (CPU); plain: the same without blocks; dot_product:
+        JAX's fused attention; cudnn: that in cuDNN's kernel where it applies, in bfloat16 with
+        heads of at most 128 channels, a multiple of 8 (GPU); splash: kernels of gp_virl/model/
+        splash.py (TPU), also to compile for a TPU elsewhere; splash_interpret: those run slowly
+        on any backend, for tests.
+        """
         if self.attention != "auto":
             return self.attention
-        return "blocks" if jax.default_backend() == "cpu" else "dot_product"
+        return {"cpu": "blocks", "tpu": "splash"}.get(jax.default_backend(), "cudnn")
 
 
 PRESETS = {

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import nnx, struct
 from jaxtyping import Array, Bool, Float, Int
 
-from gp_virl.model.attention import attend, attend_causal
+from gp_virl.model.attention import Segments, attend, attend_causal, attend_features
 from gp_virl.model.cache import CrossKeyValues, KeyValues
 from gp_virl.model.config import DTYPES, ModelConfig
 from gp_virl.model.layers import MLP, Linear, RMSNorm, rotary_angles, rotate
@@ -14,15 +14,25 @@ from gp_virl.sharding import constrain
 
 
 @struct.dataclass
-class Cross:
-    """Projected image features and which of them each text token may look at.
+class Looks:
+    """How text tokens look at image features."""
 
-    `own` tells those of the token's conversation, where a row holds several; None: all of them.
-    """
+    sees: Bool[Array, "B S"]  # False: the token is attended over features that it doesn't see
+    over: Bool[Array, "B S I"] | Segments  # what it is attended over, nothing in segment 0
+
+    @classmethod
+    def of(cls, visible: Bool[Array, "B S I"]) -> "Looks":
+        """As HF does: a token that sees no feature is attended over all of them."""
+        sees = visible.any(-1)
+        return cls(sees=sees, over=visible | ~sees[:, :, None])
+
+
+@struct.dataclass
+class Cross:
+    """Projected image features and which of them each text token may look at."""
 
     states: Float[Array, "B I D"]
-    visible: Bool[Array, "B S I"]
-    own: Bool[Array, "B S I"] | None = None
+    visible: Bool[Array, "B S I"] | Looks
 
 
 @struct.dataclass
@@ -49,11 +59,10 @@ class Surroundings:
 
     cos: Float[Array, "B S 1 h"]
     sin: Float[Array, "B S 1 h"]
-    together: Bool[Array, "#B S S"] | None  # True where two tokens belong to one conversation
+    segments: Int[Array, "B S"] | None  # conversation of each token, 0 is padding; None: all one
     memory: tuple[Memory, ...]
     cross: Cross | None  # None where a layer's keys and values are given with it
-    looks: Bool[Array, "B S I"] | None  # True where a token sees a feature; None without images
-    own: Bool[Array, "B S I"] | None = None  # what a token that sees none is attended over
+    looks: Looks | None  # None without images
 
 
 class Attention(nnx.Module):
@@ -96,9 +105,10 @@ class SelfAttention(Attention):
             own = jnp.tril(jnp.ones((1, length, length), bool))
             pairs = zip(memory, around.memory, strict=True)
             stretches = tuple((*kv, whole.visible) for kv, whole in pairs)
+            # In every form: for so few queries all time goes into reading the cache.
             heads = attend(q, (*stretches, (k, v, own)))
         else:
-            heads = attend_causal(self.config.attention_form, q, k, v, around.together)
+            heads = attend_causal(self.config.attention_form, q, k, v, around.segments)
         return self.out(heads), (k, v)
 
 
@@ -139,16 +149,12 @@ class CrossAttention(Attention):
         self,
         x: Float[Array, "B S D"],
         kv: tuple,
-        looks: Bool[Array, "B S I"],
-        own: Bool[Array, "B S I"] | None = None,
+        over: Bool[Array, "B S I"] | Segments,
     ) -> Float[Array, "B S D"]:
-        """A token that sees no feature is attended over all of its image, as in HF."""
+        """What each token gets from the features that it is attended over (Looks.over)."""
         q = head_major(self.q_norm(self.heads_of(self.q_proj(x))), "heads")
-        blind = ~looks.any(-1, keepdims=True)
-        if own is None:
-            return self.out(attend(q, ((*kv, looks | blind),)))
-        out = self.out(attend(q, ((*kv, looks | (blind & own)),)))
-        return jnp.where(own.any(-1, keepdims=True), out, 0)
+        out = self.out(attend_features(self.config.attention_form, q, *kv, over))
+        return jnp.where((over.q != 0)[:, :, None], out, 0) if isinstance(over, Segments) else out
 
 
 class CrossLayer(nnx.Module):
@@ -169,8 +175,8 @@ class CrossLayer(nnx.Module):
     ) -> Float[Array, "B S D"]:
         if kv is None:
             kv = self.cross_attn.keys_values(around.cross.states.astype(x.dtype))
-        sighted = around.looks.any(-1, keepdims=True).astype(x.dtype)
-        attended = self.cross_attn(self.input_layernorm(x), kv, around.looks, around.own)
+        sighted = around.looks.sees[:, :, None].astype(x.dtype)
+        attended = self.cross_attn(self.input_layernorm(x), kv, around.looks.over)
         if self.text_rows == "both":
             attended = sighted * attended
         x = x + jnp.tanh(self.cross_attn_attn_gate[...].astype(x.dtype)) * attended
@@ -233,28 +239,28 @@ class TextDecoder(nnx.Module):
         self,
         tokens: Int[Array, "B S"],
         positions: Int[Array, "B S"],
-        together: Bool[Array, "#B S S"] | None = None,
+        segments: Int[Array, "B S"] | None = None,
         memory: tuple[Memory, ...] = (),
         cross: Cross | CrossMemory | None = None,
         keep: bool = False,
     ) -> tuple[Float[Array, "B S D"], tuple[KeyValues, KeyValues] | None]:
         """Normed hidden states and, if `keep`, the tokens' keys and values.
 
-        With `memory`, the tokens attend to it and causally to each other; `together` is then
+        With `memory`, the tokens attend to it and causally to each other; `segments` is then
         not looked at. Cross-attention layers are skipped without `cross`.
         """
         # The whole width on every device before the look-up, or the partitioner recomputes it.
         table = constrain(self.embed_tokens[...].astype(self.dtype), "vocab", None)
         x = constrain(jnp.take(table, tokens, axis=0, mode="clip"), "batch", None, None)
         cos, sin = rotary_angles(self.config, positions)
+        looks = None if cross is None else cross.visible
         around = Surroundings(
             cos=cos,
             sin=sin,
-            together=together,
+            segments=segments,
             memory=memory,
             cross=cross if isinstance(cross, Cross) else None,
-            looks=None if cross is None else cross.visible,
-            own=cross.own if isinstance(cross, Cross) else None,
+            looks=looks if looks is None or isinstance(looks, Looks) else Looks.of(looks),
         )
         graph, weights = nnx.split(self.groups)
 

@@ -6,22 +6,18 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from flax.core import spmd
-from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float, Int, Key, UInt8
+from jax.sharding import Mesh, NamedSharding
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree, UInt8
 
+from gp_virl.model.attention import Segments
 from gp_virl.model.cache import CrossCache, LaneCache, ReplyCache
-from gp_virl.model.config import ModelConfig
-from gp_virl.model.decoder import Cross, CrossMemory, Memory, TextDecoder
+from gp_virl.model.config import DTYPES, ModelConfig
+from gp_virl.model.decoder import Cross, CrossMemory, Looks, Memory, TextDecoder
 from gp_virl.model.images import Tiling, tiled
 from gp_virl.model.layers import Linear
 from gp_virl.model.value_head import ValueHead
 from gp_virl.model.vision import Affine, VisionTower
-from gp_virl.sharding import TRAINING, constrain
-
-
-def same_segment(segments: Int[Array, "B S"]) -> Bool[Array, "B S S"]:
-    """True where two tokens of a packed row belong to one segment; 0 marks padding."""
-    return (segments[:, :, None] == segments[:, None, :]) & (segments != 0)[:, None, :]
+from gp_virl.sharding import ROLLOUT, TRAINING, constrain, fitting
 
 
 class Mllama(nnx.Module):
@@ -78,19 +74,21 @@ class Mllama(nnx.Module):
         """What packed rows look at: each conversation at its own image, from its image token on.
 
         The image token is the one without a row in the output head. `image_segments` names the
-        conversation of each image; 0 is a slot without one.
+        conversation of each image; 0 is a slot without one. Tokens before the image token are
+        attended over the same image (HF's order) without seeing it, so that segments say it all.
         """
         rows, slots = image_segments.shape
         features = self.see(images.reshape(-1, *images.shape[2:]))
         each = features.shape[1]
         own = (segments[:, :, None] == image_segments[:, None]) & (image_segments > 0)[:, None]
         begins = (tokens == self.config.vocab_size)[:, :, None] & own
-        visible = jnp.cumsum(begins, axis=1) > 0
-        return Cross(
-            states=features.reshape(rows, slots * each, -1),
-            visible=tile_features(visible & own, each),
-            own=tile_features(own, each),
+        looks = Looks(
+            sees=((jnp.cumsum(begins, axis=1) > 0) & own).any(-1),
+            over=Segments(
+                q=jnp.where(own.any(-1), segments, 0), kv=jnp.repeat(image_segments, each, axis=1)
+            ),
         )
+        return Cross(states=features.reshape(rows, slots * each, -1), visible=looks)
 
     def look(
         self, states: Float[Array, "B I D"], real: Bool[Array, "B I"], since: Int[Array, "B"]
@@ -111,8 +109,7 @@ class Mllama(nnx.Module):
         `segments` numbers the conversations packed in a row (0 is padding, whose hidden states
         mean nothing); without it a row is one conversation.
         """
-        together = None if segments is None else same_segment(segments)
-        return self.language_model(tokens, positions, together, cross=cross)[0]
+        return self.language_model(tokens, positions, segments, cross=cross)[0]
 
     def logits(self, hidden: Float[Array, "*b D"]) -> Float[Array, "*b V"]:
         """Float32 logits; rows of the embedding beyond V (image placeholders) have none."""
@@ -191,7 +188,10 @@ def tile_features(shown: Bool[Array, "*b M"], patches: int) -> Bool[Array, "*b I
 def abstract(
     config: ModelConfig, mesh: Mesh | None = None, rules: tuple = TRAINING
 ) -> tuple[Any, nnx.State]:
-    """(graph, params) without memory: ShapeDtypeStructs, with shardings where a mesh is given."""
+    """(graph, params) without memory: ShapeDtypeStructs, with shardings where a mesh is given.
+
+    An axis of a weight that the mesh doesn't divide stays whole.
+    """
 
     def make():
         return Mllama(config, nnx.Rngs(0))
@@ -199,7 +199,42 @@ def abstract(
     if mesh is None:
         return nnx.split(nnx.eval_shape(make))
     with spmd.logical_axis_rules(rules):
-        return nnx.get_abstract_model(make, mesh)
+        graph, shapes = nnx.get_abstract_model(make, mesh)
+
+    def fitted(leaf):
+        layout = NamedSharding(mesh, fitting(leaf.sharding.spec, leaf.shape, mesh))
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=layout)
+
+    return graph, jax.tree.map(fitted, shapes)
+
+
+def laid(params: PyTree, rules: tuple = TRAINING) -> PyTree:
+    """Parameters, or gradients of them, told to lie on the current mesh as `rules` say."""
+    return jax.tree.map(lambda x: _lain(x, rules), params, is_leaf=_is_named)
+
+
+def for_decoding(params: PyTree, config: ModelConfig) -> PyTree:
+    """Parameters as decoding reads them, once for each token: gathered over fsdp, once for all.
+
+    Matrices are already in the dtype of the activations that they are multiplied with.
+    """
+
+    def cast(path, x):
+        at = [entry.key for entry in path if hasattr(entry, "key")]
+        matrix = at[-1] in ("kernel", "embed_tokens") and at[0] != "value_head"
+        return x.replace(x[...].astype(DTYPES[config.dtype])) if matrix else x
+
+    cast_params = jax.tree_util.tree_map_with_path(cast, params, is_leaf=_is_named)
+    return laid(cast_params, ROLLOUT)
+
+
+def _is_named(x: Any) -> bool:
+    return isinstance(x, nnx.Variable)
+
+
+def _lain(x: Any, rules: tuple) -> Any:
+    names = x.get_metadata().get("out_sharding") if _is_named(x) else None
+    return x if names is None else x.replace(constrain(x[...], *names, rules=rules))
 
 
 def build(

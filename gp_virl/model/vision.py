@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from gp_virl.model.attention import attend
+from gp_virl.model.attention import attend_tiles
 from gp_virl.model.config import DTYPES, ModelConfig
 from gp_virl.model.layers import Linear
 from gp_virl.model.stacks import recomputed, stack
@@ -61,30 +61,15 @@ class VisionAttention(nnx.Module):
     def __call__(
         self, x: Float[Array, "B M P w"], real: Bool[Array, "B M P"]
     ) -> Float[Array, "B M P w"]:
-        batch, tiles, length, width = x.shape
+        batch, tiles, length, _ = x.shape
 
         def split(x):
             heads = x.reshape(batch, tiles * length, self.heads, -1)
             return constrain(jnp.swapaxes(heads, 1, 2), "batch", "heads", None, None)
 
         q, k, v = (split(project(x)) for project in (self.q_proj, self.k_proj, self.v_proj))
-        shown = real.reshape(batch, 1, -1)
-
-        if self.form == "dot_product":
-            q, k, v = (jnp.swapaxes(heads, 1, 2) for heads in (q, k, v))
-            visible = (shown | jnp.swapaxes(shown, 1, 2))[:, None]
-            out = jax.nn.dot_product_attention(q, k, v, mask=visible)
-            return self.o_proj(out.reshape(x.shape))
-
-        @jax.checkpoint
-        def one_tile(query):
-            # All scores of an 11B image would take 2.5 GiB a layer; a tile's take a quarter.
-            q, own = query
-            return attend(q, ((k, v, own[:, :, None] | shown),))
-
-        by_tile = jnp.moveaxis(q.reshape(batch, self.heads, tiles, length, -1), 2, 0)
-        out = jax.lax.map(one_tile, (by_tile, jnp.swapaxes(real, 0, 1)))
-        return self.o_proj(out.transpose(1, 0, 3, 2, 4).reshape(x.shape))
+        out = attend_tiles(self.form, q, k, v, real)
+        return self.o_proj(jnp.swapaxes(out, 1, 2).reshape(x.shape))
 
 
 class VisionMLP(nnx.Module):

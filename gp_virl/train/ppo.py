@@ -9,7 +9,9 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 from gp_virl.config import PpoConfig
 from gp_virl.envs.api import Task
 from gp_virl.model.decoder import Cross
+from gp_virl.model.mllama import laid
 from gp_virl.rollout.episodes import Rollout
+from gp_virl.sharding import constrain
 from gp_virl.train.gae import gae, normalised
 from gp_virl.train.logp import token_logp
 from gp_virl.train.rows import Rows, pack
@@ -160,7 +162,7 @@ def update(
     target = advantage + roll.value
     rows = pack(roll, normalised(advantage), target, config.thought_coef, slots, config.pictures)
     size = config.microbatch
-    rows = jax.tree.map(lambda a: _padded(a, size), rows)
+    rows = jax.tree.map(lambda a: _spread(_padded(a, size)), rows)
     compared = config.kl_coef > 0 or config.kl_logged
     init_logp = rows.logp  # finite, as 0 times infinity is not 0
     if compared:
@@ -193,6 +195,11 @@ def _padded(a, size: int):
     return jnp.pad(a, ((0, -a.shape[0] % size + size),) + ((0, 0),) * (a.ndim - 1))
 
 
+def _spread(a):
+    """Rows over all devices."""
+    return constrain(a, *(["batch"] + [None] * (a.ndim - 1))[: a.ndim])
+
+
 def _minibatches(key, rows: Rows, config: PpoConfig):
     """Row orders Int[E*M, N] and each minibatch's first and last place in its order."""
     total = rows.tokens.shape[0]
@@ -215,7 +222,7 @@ def _taken(rows: Rows, order, start, stop, size: int) -> tuple[Rows, Int[Array, 
     """Rows order[start : start + size], emptied from place `stop` on."""
     at = jax.lax.dynamic_slice_in_dim(order, start, size)
     kept = start + jnp.arange(size) < stop
-    part = jax.tree.map(lambda a: a if a.ndim == 0 else a[at], rows)
+    part = jax.tree.map(lambda a: a if a.ndim == 0 else _spread(a[at]), rows)
     hide = kept[:, None]
     part = part.replace(
         slot=jnp.where(hide, part.slot, -1),
@@ -231,7 +238,7 @@ def _gradients(graph, params, task, rows, init_logp, temperature, order, first, 
     inside = ((place >= first) & (place < last))[:, None]
     turns = jnp.maximum((rows.live[order] & inside).sum(), 1).astype(jnp.float32)
     replied = jnp.maximum(((rows.slot[order] >= 0) & inside).sum(), 1).astype(jnp.float32)
-    zero = jax.tree.map(jnp.zeros_like, params)
+    zero = laid(jax.tree.map(jnp.zeros_like, params))
     sums = Sums(*[jnp.zeros(())] * len(Sums.__dataclass_fields__))
 
     def add(index, carry):
@@ -241,7 +248,9 @@ def _gradients(graph, params, task, rows, init_logp, temperature, order, first, 
             graph, params, task, part, init_logp[at], temperature, turns, replied, config
         )
         total = jax.tree.map(jnp.add, sums, more)
-        return jax.tree.map(jnp.add, grads, new), total.replace(gap=jnp.maximum(sums.gap, more.gap))
+        return jax.tree.map(jnp.add, grads, laid(new)), total.replace(
+            gap=jnp.maximum(sums.gap, more.gap)
+        )
 
     return jax.lax.fori_loop(0, -(-(last - first) // size), add, (zero, sums))
 

@@ -6,6 +6,8 @@ import optax
 from flax import nnx, struct
 from jaxtyping import Array, Bool, Float, Int, PyTree, UInt8
 
+from gp_virl.model.mllama import laid
+from gp_virl.sharding import constrain
 from gp_virl.train.logp import token_logp
 from gp_virl.train.state import TrainState, apply_gradients, held
 
@@ -49,16 +51,16 @@ def update(
     frozen: str = "none",
 ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
     """One optimizer step on the mean loss over the batch, gradients summed over microbatches."""
-    parts = jax.tree.map(lambda a: a.reshape(-1, microbatch, *a.shape[1:]), batch)
+    parts = jax.tree.map(lambda a: _cut(a, microbatch), batch)
     replied = jnp.maximum(batch.replied[:, 1:].sum(), 1)
 
     def add(carry, part):
         (_, sums), grads = jax.value_and_grad(loss, argnums=1, has_aux=True)(
             graph, state.params, part, frozen
         )
-        return jax.tree.map(jnp.add, carry, (grads, sums)), None
+        return jax.tree.map(jnp.add, carry, (laid(grads), sums)), None
 
-    zero = jax.tree.map(jnp.zeros_like, state.params)
+    zero = laid(jax.tree.map(jnp.zeros_like, state.params))
     sums = {"loss": jnp.zeros(()), "tokens": jnp.zeros(())}
     (grads, sums), _ = jax.lax.scan(add, (zero, sums), parts)
     grads = jax.tree.map(lambda g: g / replied, grads)
@@ -70,3 +72,9 @@ def update(
         "grad_norm": norm,
     }
     return state, metrics
+
+
+def _cut(rows: Array, microbatch: int) -> Array:
+    """Rows as microbatches, each of them spread over all devices."""
+    parts = rows.reshape(-1, microbatch, *rows.shape[1:])
+    return constrain(parts, None, "batch", *[None] * (rows.ndim - 1))

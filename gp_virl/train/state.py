@@ -6,9 +6,11 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
-from jaxtyping import Array, Float, Int, PyTree
+from jax.sharding import Mesh
+from jaxtyping import Array, BFloat16, Float, Int, Key, PyTree
 
 from gp_virl.config import PpoConfig, SftConfig
+from gp_virl.sharding import whole
 
 VALUE_HEAD = "value_head"  # the parameters' top-level key
 # What each choice of `frozen` leaves as it is, by top-level keys.
@@ -32,6 +34,25 @@ def create(params: PyTree, optimizer: optax.GradientTransformation) -> TrainStat
     """A state at step 0 that owns a copy of `params`: updates may donate it."""
     params = jax.tree.map(jnp.copy, params)
     return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
+
+
+def abstract(params: PyTree, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+    """What `create` returns, without memory, and where on the mesh each array of it lies.
+
+    `params` are ShapeDtypeStructs with shardings; moments lie where their parameters do.
+    """
+
+    layouts = {
+        path: leaf.sharding for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]
+    }
+
+    def placed(path, leaf):
+        # A moment's path ends with its parameter's.
+        ends = [layouts[path[i:]] for i in range(len(path)) if path[i:] in layouts]
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=(*ends, whole(mesh))[0])
+
+    state = jax.eval_shape(lambda p: create(p, optimizer), params)
+    return jax.tree_util.tree_map_with_path(placed, state)
 
 
 def schedule(run: SftConfig | PpoConfig, steps: int, peak: float | None = None) -> optax.Schedule:
@@ -60,6 +81,8 @@ def optimizer(run: SftConfig | PpoConfig, steps: int) -> optax.GradientTransform
     def adam(peak: float, decay: float) -> optax.GradientTransformation:
         rate = schedule(run, steps, peak)
         rule = optax.adamw(rate, b2=run.beta2, eps=1e-6, weight_decay=decay)
+        if run.moments == "bfloat16":
+            rule = in_bfloat16(rule)
         return optax.chain(optax.clip_by_global_norm(run.clip_norm), rule)
 
     if isinstance(run, SftConfig):
@@ -76,6 +99,48 @@ def optimizer(run: SftConfig | PpoConfig, steps: int) -> optax.GradientTransform
     return optax.partition(
         parts, lambda params: _labelled(params, FROZEN[run.frozen], "frozen", "trained")
     )
+
+
+def in_bfloat16(rule: optax.GradientTransformation) -> optax.GradientTransformation:
+    """`rule` with its float32 state kept in bfloat16, rounded up or down at random.
+
+    A moment moves by a hundredth of itself or less, where bfloat16 has steps of up to 1/128:
+    rounded to the nearest it would stand still. At random it is right on average.
+    """
+
+    def init(params: PyTree) -> tuple[PyTree, Int[Array, ""]]:
+        kept = jax.tree.map(lambda x: x.astype(_narrow(x.dtype)), rule.init(params))
+        return kept, jnp.zeros((), jnp.int32)
+
+    def update(grads: PyTree, state: tuple, params: PyTree | None = None) -> tuple[PyTree, tuple]:
+        kept, count = state
+        wide = jax.tree.map(lambda x: x.astype(_wide(x.dtype)), kept)
+        updates, wide = rule.update(grads, wide, params)
+        leaves, tree = jax.tree.flatten(wide)
+        keys = jax.random.split(jax.random.fold_in(jax.random.key(0), count), len(leaves))
+        rounded = [
+            rounded_at_random(x, key) if _narrow(x.dtype) != x.dtype else x
+            for x, key in zip(leaves, keys, strict=True)
+        ]
+        return updates, (jax.tree.unflatten(tree, rounded), count + 1)
+
+    return optax.GradientTransformation(init, update)
+
+
+def rounded_at_random(x: Float[Array, "*a"], key: Key[Array, ""]) -> BFloat16[Array, "*a"]:
+    """float32 `x` in bfloat16: one of its two neighbours, the nearer the likelier."""
+    bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
+    bits += jax.random.bits(key, x.shape, jnp.uint16).astype(jnp.uint32)
+    cut = jax.lax.bitcast_convert_type(bits & jnp.uint32(0xFFFF0000), jnp.float32)
+    return jnp.where(jnp.isfinite(x), cut, x).astype(jnp.bfloat16)
+
+
+def _narrow(dtype: jnp.dtype) -> jnp.dtype:
+    return jnp.dtype(jnp.bfloat16) if dtype == jnp.float32 else dtype
+
+
+def _wide(dtype: jnp.dtype) -> jnp.dtype:
+    return jnp.dtype(jnp.float32) if dtype == jnp.bfloat16 else dtype
 
 
 def value_or_policy(params: PyTree) -> PyTree:

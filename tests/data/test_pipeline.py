@@ -112,24 +112,32 @@ def test_continues_with_the_very_next_batch(conversations: Conversations, done: 
     assert all(same(a, b) for a, b in zip(wanted, itertools.islice(resumed, 30), strict=True))
 
 
-def test_processes_share_the_conversations(conversations: Conversations) -> None:
-    shares = []
-    for index in range(2):
-        rows, found = iterator(conversations, index=index, count=2), []
-        while len(found) < 200:
-            found += unpacked(next(rows))
-        shares.append({tokens for tokens, _ in found})
-    by_index = [
-        {tuple(c["tokens"]) for c in itertools.islice(conversations, i, None, 2)} for i in (0, 1)
-    ]
-    assert shares == by_index
+@pytest.mark.parametrize("rows", [[0, 1], [2], [1, 3], [0, 1, 2, 3]])
+def test_a_process_has_its_rows_of_the_same_batches(
+    conversations: Conversations, rows: list[int]
+) -> None:
+    whole, own = iterator(conversations), iterator(conversations, rows=rows)
+    for _ in range(30):
+        batch = next(whole)
+        assert same({name: array[rows] for name, array in batch.items()}, next(own))
+
+
+def test_other_rows_continue_from_the_same_state(conversations: Conversations) -> None:
+    """Of a process, or of all: so a run goes on with another number of processes."""
+    before, after = iterator(conversations, rows=[1, 2]), iterator(conversations)
+    for _ in range(7):
+        next(before)
+    after.set_state(json.loads(json.dumps(before.get_state())))
+    whole = list(itertools.islice(iterator(conversations), 20))
+    assert all(same(a, b) for a, b in zip(whole[7:], after, strict=False))
 
 
 def test_what_cannot_be_is_refused(conversations: Conversations) -> None:
     with pytest.raises(ValueError, match=f"longest conversation has {conversations.longest}"):
         batches(conversations, length=20, batch_size=2, seed=0)
-    with pytest.raises(ValueError, match="index 2 of 2"):
-        batches(conversations, length=256, batch_size=2, seed=0, index=2, count=2)
+    for rows in ([2], [1, 0], [0, 0], [-1]):
+        with pytest.raises(ValueError, match="some of 0 to 1, ascending"):
+            batches(conversations, length=256, batch_size=2, seed=0, rows=rows)
     with pytest.raises(ValueError, match="no examples"):
         tokenized([], TINY)
 
@@ -235,14 +243,17 @@ def test_every_conversation_travels_with_its_picture(pictured: Conversations) ->
             assert tokens == tuple(pictured[KNOWN[picture]]["tokens"])
 
 
-def test_processes_share_the_pictures(pictured: Conversations) -> None:
-    shares = []
-    for index in range(3):
-        made, found = iter(batches(pictured, **ROW, index=index, count=3)), set()
-        for batch in itertools.islice(made, 20):
-            found |= {KNOWN[picture] for picture, _ in shown(batch)}
-        shares.append(found)
-    assert shares == [set(range(index, len(PICTURED), 3)) for index in range(3)]
+def test_a_process_decodes_the_pictures_of_its_own_rows_alone(
+    pictured: Conversations, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, own = iter(batches(pictured, **ROW)), iter(batches(pictured, **ROW, rows=[1, 2]))
+    done = []
+    monkeypatch.setattr(pipeline, "decoded", lambda png: done.append(png) or decoded(png))
+    for batch in itertools.islice(whole, 10):
+        done.clear()
+        part = next(own)
+        assert same({name: array[[1, 2]] for name, array in batch.items()}, part)
+        assert len(done) == (part["image_segments"] > 0).sum()
 
 
 @pytest.mark.parametrize("done", [0, 1, 5, 40])

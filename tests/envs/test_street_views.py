@@ -1,8 +1,7 @@
-"""The four views against rays computed pixel by pixel, and the host's pipeline."""
+"""The four views against rays computed pixel by pixel, and the files of panoramas."""
 
 import json
 import math
-import threading
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +10,13 @@ import pytest
 from PIL import EpsImagePlugin, Image
 
 from gp_virl.envs import street_views as views
-from gp_virl.envs.street_views import LAYOUTS, StreetViewError, StreetViews, read_panoramas
+from gp_virl.envs.street_views import (
+    LAYOUTS,
+    StreetViewError,
+    StreetViews,
+    read_panoramas,
+    read_rotations,
+)
 
 SIZE = 34
 
@@ -104,7 +109,7 @@ def test_lanes_are_compiled_once(panoramas) -> None:
     @jax.jit
     def draw(bank, panos, headings):
         traced.append(1)
-        return views.pictures(bank, panos, headings)
+        return jax.vmap(bank.picture)(panos, headings)
 
     for turn in (0, 45, 90):
         lanes = draw(bank, jnp.array([0, 1, 1]), jnp.array([turn, 0, turn]))
@@ -218,40 +223,23 @@ def test_only_jpeg_and_png_are_pictures(tmp_path, panoramas, monkeypatch) -> Non
         assert "a.jpg: not a readable picture (broken)" in told_of(tmp_path, "a")
 
 
-def test_banks_are_loaded_ahead(panoramas) -> None:
-    asked, second = [], threading.Event()
-
-    def load(ids):
-        asked.append(list(ids))
-        if len(asked) == 2:
-            second.set()
-        index = [int(name) for name in ids]
-        return panoramas[index], np.array(index, float)
-
-    needs = [["0", "1"], ["1"], ["0"], ["0", "0"], ["1"]]
-    banks = views.ahead(iter(needs), load, SIZE, depth=2)
-    first = next(banks)
-    assert second.wait(5)  # without anyone asking for another bank
-    got = [first, *banks]
-    assert asked == [["0", "1"], ["0"], ["1"]]  # what the bank before held is not loaded again
-    for need, bank in zip(needs, got, strict=True):
-        index = [int(name) for name in need]
-        assert (np.asarray(bank.panoramas) == panoramas[index]).all()
-        assert np.asarray(bank.rotation).tolist() == index
-
-
-def test_loading_ahead_ends() -> None:
-    def load(ids):
-        raise StreetViewError(f"no {ids}")
-
-    with pytest.raises(StreetViewError, match="no \\['x'\\]"):
-        next(views.ahead([["x"]], load, SIZE))
-    endless = views.ahead(
-        (["1"] for _ in iter(int, 1)),
-        lambda ids: (np.zeros((len(ids), 8, 16, 3), np.uint8), np.zeros(len(ids))),
-        SIZE,
-    )
-    next(endless)
-    before = threading.active_count()
-    endless.close()
-    assert threading.active_count() == before - 1
+def test_rotations_and_headers_are_checked_before_any_picture(tmp_path, panoramas) -> None:
+    """One list of all problems; a picture that breaks off is named when it is read."""
+    write(tmp_path, "a.1", panoramas[0], {"rotation": 370})
+    write(tmp_path, "b", panoramas[1], {"rotation": 20})
+    files = [tmp_path / "a.1.jpg", tmp_path / "b.jpg"]
+    broken = files[1].read_bytes()
+    files[1].write_bytes(broken[: len(broken) // 2])
+    assert read_rotations(files).tolist() == [10, 20]
+    whole = read_panoramas(tmp_path, ["a.1"], 64)[0][0]
+    assert (views.read_panorama(files[0], 64) == whole).all()
+    with pytest.raises(StreetViewError, match="b.jpg: not a readable picture"):
+        views.read_panorama(files[1], 64)
+    write(tmp_path, "square", panoramas[0][:, :64], {"rotation": "north"})
+    files += [tmp_path / "square.jpg", tmp_path / "absent.jpg"]
+    with pytest.raises(StreetViewError) as caught:
+        read_rotations(files)
+    told = str(caught.value).split("\n")
+    assert len(told) == 5 and "square.jpg: given 64 x 64" in told[1]
+    assert "square.metadata.json: field rotation: given 'north'" in told[2]
+    assert "absent.jpg: no such file" in told[3] and "absent.metadata.json: no such" in told[4]

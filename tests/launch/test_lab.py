@@ -61,6 +61,7 @@ def test_another_configuration_in_the_same_directory_is_refused(tmp_path) -> Non
     labs.settle(tmp_path, cfg.build(get_config("tiny")))
     with pytest.raises(cfg.ConfigError, match="differs in sft"):
         labs.settle(tmp_path, changed("sft.steps", 7))
+    labs.settle(tmp_path, changed("mesh.fsdp", 2))
     assert json.loads((tmp_path / "config.json").read_text())["sft"]["steps"] == 800
 
 

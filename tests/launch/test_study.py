@@ -57,13 +57,13 @@ def keep_or_die(branch, step, *rest):
         raise InterruptedError
     keep(branch, step, *rest)
 
-def run_again(main):
+def run_again(main, *rest):
     def both():
         try:
             main()
         except InterruptedError:
             main()
-    run(both)
+    run(both, *rest)
 
 branches.keep, lab.run = keep_or_die, run_again
 sys.argv = ["study", *sys.argv[1:]]

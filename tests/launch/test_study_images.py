@@ -26,12 +26,12 @@ from launch import lab
 
 run = lab.run
 
-def again(main):
+def again(main, *rest):
     def both():
         main()
         print("again", file=sys.stderr)
         main()
-    run(both)
+    run(both, *rest)
 
 lab.run = again
 sys.argv = ["study", *sys.argv[1:]]

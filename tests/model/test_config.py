@@ -76,6 +76,16 @@ def test_other_patterns_of_layers(pattern, groups, crosses):
     assert parameters(config, "language_model") == expected_text(config)
 
 
+@pytest.mark.parametrize(
+    ("backend", "form"), [("cpu", "blocks"), ("gpu", "cudnn"), ("tpu", "splash")]
+)
+def test_the_backend_settles_the_form_of_attention(monkeypatch, backend, form):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    assert preset("tiny").attention_form == form
+    for chosen in ("plain", "splash", "splash_interpret"):
+        assert preset("tiny", attention=chosen).attention_form == chosen
+
+
 def test_a_pattern_needs_self_attention():
     with pytest.raises(ValueError, match="at least one is 'self'"):
         preset("tiny", pattern=("cross",))

@@ -13,7 +13,7 @@ from flax import nnx
 from gp_virl.io.hf_names import entries, modern, named
 from gp_virl.model.cache import empty
 from gp_virl.model.config import preset
-from gp_virl.model.decoder import Cross, Surroundings
+from gp_virl.model.decoder import Cross, Looks, Surroundings
 from gp_virl.model.layers import rotary_angles
 from gp_virl.model.mllama import abstract, tile_features
 from gp_virl.rollout.generate import turn
@@ -133,10 +133,11 @@ def text_modules(config, model, b, seen):
 
     places = jnp.broadcast_to(jnp.arange(b.tokens.shape[1]), b.tokens.shape)
     cos, sin = rotary_angles(config, places)
-    looks = tile_features(b.looks, config.vision.num_patches)
+    visible = tile_features(b.looks, config.vision.num_patches)
+    looks = Looks.of(visible)
     states = model.encode_images(b.pixels, b.aspect_ratio_ids, b.real)
-    around = Surroundings(cos=cos, sin=sin, together=None, memory=(), cross=Cross(states, looks),
-                          looks=looks)  # fmt: skip
+    around = Surroundings(cos=cos, sin=sin, segments=None, memory=(),
+                          cross=Cross(states, visible), looks=looks)  # fmt: skip
     layers = config.num_hidden_layers
     for index in range(layers - len(config.pattern), layers):  # the last group's
         group, slot = divmod(index, len(config.pattern))
@@ -150,7 +151,7 @@ def text_modules(config, model, b, seen):
             continue
         attention, name = layer.cross_attn, f"{at}.cross_attn"
         seen_there = jnp.asarray(seen[name][0][1]).reshape(states.shape)
-        yield name, attention(given(name), attention.keys_values(seen_there), looks)
+        yield name, attention(given(name), attention.keys_values(seen_there), looks.over)
         yield f"{name}.q_norm", attention.q_norm(given(f"{name}.q_norm"))
         yield f"{name}.k_norm", attention.k_norm(given(f"{name}.k_norm"))
         yield at, layer(given(at), around, None)
