@@ -35,6 +35,7 @@ EXTRAS = {
         "beartype>=0.20",
         "hypothesis>=6.100",
         "ipykernel>=6.29",  # the notebooks are run as tests
+        "libtpu",  # programs are compiled for TPUs; none is needed
         "nbclient>=0.10",
         "nbformat>=5.10",
         "pytest>=8.0",

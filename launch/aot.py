@@ -3,10 +3,10 @@ python -m launch.aot --config=configs/gp_vl.py:11b --topology=v5e:4x8 --step=all
 
 The compiler is the real one, of libtpu (the extra `tpu`), and needs no TPU. One such process at a
 time: libtpu locks itself. Memory is of one chip; `resident` is what lies there beside a program
-that doesn't take it, such as the moments during a rollout. FLOPs and bytes are those of formulas
-(gp_virl.evals), of all chips together, for conversations as long as the configuration allows:
-every try is used and every reply full. `executed` counts what is computed again and hidden pairs of
-attention as well. Collectives are those in the program's text; one in a loop counts once.
+that doesn't take it: the moments during a rollout, Init's parameters. FLOPs and bytes are those of
+formulas (gp_virl.evals), of all chips together, for conversations as long as the configuration
+allows: every try is used and every reply full. `executed` counts what is computed again and hidden
+pairs of attention as well. Collectives are those in the program's text; one in a loop counts once.
 """
 
 import collections
@@ -114,7 +114,8 @@ def steps(lab: Lab, names: Sequence[str]) -> Iterator[Step]:
     mesh = lab.mesh
     if "sft" in names:
         programs = sft_programs(lab, lab.config.sft)
-        yield Step("sft", programs.update, (programs.shapes, _batch(lab)), None)
+        state = programs.shapes
+        yield Step("sft", programs.update, (state, _batch(lab)), state.params)  # and Init's
     if not {"rollout", "ppo"} & set(names):
         return
     programs = ppo_programs(lab)
@@ -126,16 +127,15 @@ def steps(lab: Lab, names: Sequence[str]) -> Iterator[Step]:
     )
     game = _everywhere(lab.games["train"], mesh)
     params, moments = programs.shapes.params, programs.shapes.opt_state
-    compared = lab.config.ppo.kl_coef > 0 or lab.config.ppo.kl_logged
-    init = params if compared else None
     played = (params, game, programs.lanes, key, key, how)
     if "rollout" in names:
-        yield Step("rollout", programs.rollout, played, (moments, init))
+        yield Step("rollout", programs.rollout, played, (moments, params))  # the latter Init's
     if "ppo" in names:
         records = jax.eval_shape(programs.rollout, *played)[1:]
         records = jax.tree.map(_placed, records, along_batch(records, mesh, 1))
         learnt = (game, programs.shapes, params, *records, key, number, number)
-        yield Step("ppo", programs.update, learnt, programs.lanes)
+        compared = lab.config.ppo.kl_coef > 0 or lab.config.ppo.kl_logged  # else Init's are unread
+        yield Step("ppo", programs.update, learnt, (programs.lanes, None if compared else params))
 
 
 def _batch(lab: Lab) -> sft.Batch:

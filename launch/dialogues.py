@@ -4,7 +4,7 @@ import base64
 import functools
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +23,17 @@ from launch import processes
 from launch.lab import Lab, sampling
 
 
-def write(lab: Lab, ends: Mapping[str, PyTree], seed: int, path: Path) -> None:
-    """Greedy conversations of every branch on every split; the same episodes for all branches."""
+def write(lab: Lab, ends: Mapping[str, Callable[[], PyTree]], seed: int, path: Path) -> None:
+    """Greedy conversations of every branch on every split; the same episodes for all branches.
+
+    `ends` gives the parameters of a branch when they are asked for.
+    """
     if not lab.config.eval.transcripts or processes.agreed(int(path.exists())):
         return
     play = jax.jit(functools.partial(_play, lab), out_shardings=whole(lab.mesh))
     lines = []
-    for branch, params in ends.items():
+    for branch, load in ends.items():
+        params = load()
         for split, env in lab.config.splits.items():
             about = {"branch": branch, "split": split, "seed": seed, "rule": env.rule}
             lines += [about | one for one in conversations(lab, play, params, split)]

@@ -7,6 +7,7 @@ What is done already in the work directory is not done again.
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import json
 import os
@@ -23,6 +24,7 @@ from jaxtyping import PyTree
 from gp_virl.config import StudyConfig
 from gp_virl.evals import flops
 from gp_virl.evals.scores import difference_in_errors
+from gp_virl.io import checkpoint
 from gp_virl.metrics import RunWriter
 from gp_virl.plots import results, tasks, transcripts, visual
 from gp_virl.plots.studies import Study
@@ -75,15 +77,24 @@ def run_seed(lab: Lab, seed: int, workdir: Path, writer: RunWriter) -> None:
     state, seen = train_sft.train(lab, base, config.base, fresh, writer, lambda *_: None)
     init = state.params
     evaluate_init(lab, seed, init, seen, workdir, writer)
-    ends: dict[str, PyTree] = {"init": init}
+    ends: dict[str, Callable[[], PyTree]] = {"init": lambda: init}
     for name in ("sft", "sft_matched"):
         one, run = branch(name, seen), getattr(config, name)
         evaluate = branches.evaluator(lab, one, writer, run.steps)
-        ends[name] = train_sft.train(lab, one, run, init, writer, evaluate)[0].params
+        train_sft.train(lab, one, run, init, writer, evaluate)
+        ends[name] = functools.partial(last_params, lab, one, init)
     one = branch("rl", seen)
     evaluate = branches.evaluator(lab, one, writer, config.ppo.updates)
-    ends["rl"] = train_rl.train(lab, one, init, writer, evaluate).params
+    train_rl.train(lab, one, init, writer, evaluate)
+    ends["rl"] = functools.partial(last_params, lab, one, init)
     dialogues.write(lab, ends, seed, workdir / f"seed{seed}" / "transcripts.jsonl")
+
+
+def last_params(lab: Lab, branch: Branch, init: PyTree) -> PyTree:
+    """The parameters at the branch's end, read anew: memory has room for few sets of them."""
+    if checkpoint.latest(branch.place) is None:  # it had no steps
+        return init
+    return branches.load_params(lab, branch.place)[0]
 
 
 def evaluate_init(

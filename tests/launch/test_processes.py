@@ -51,7 +51,7 @@ def main():
     base = branches.Branch("base", 0, place / "base", place / "data", 0)
     with jax.set_mesh(opened.mesh):
         state, seen = train_sft.train(opened, base, config.base, fresh, writer, lambda *_: None)
-        dialogues.write(opened, {"base": state.params}, 0, place / "transcripts.jsonl")
+        dialogues.write(opened, {"base": lambda: state.params}, 0, place / "transcripts.jsonl")
         rl = branches.Branch("rl", 0, place / "rl", place / "data", seen)
 
         def evaluate(params, updates, compute):
