@@ -7,6 +7,7 @@ from setuptools import find_packages, setup
 REQUIRES = [
     "absl-py>=2.1",
     "array_record>=0.5",
+    "etils[epath]>=1.9",  # paths that may be URLs; Orbax needs it as well
     "flax>=0.12",
     "grain>=0.2.10",
     "huggingface_hub>=1.0",  # its error for a config.json that its classes refuse
@@ -30,6 +31,7 @@ REQUIRES = [
 ]
 EXTRAS = {
     "tpu": ["libtpu"],
+    "gcs": ["etils[epath-gcs]"],  # work directories in gs:// buckets
     "torch": ["torch==2.13.0"],  # the release that parity is tested with
     "test": [
         "beartype>=0.20",

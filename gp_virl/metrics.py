@@ -2,13 +2,14 @@
 
 A record is one JSON object on one line. Its `kind` says what it is: "eval" for one tidy evaluation
 record (fields in gp_virl/plots/results.py), "sft" or "ppo" for the scalars of one training step.
+In a bucket, where nothing can be appended, the file is written anew from time to time.
 """
 
 import dataclasses
 import importlib
 import json
 import math
-import os
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from jaxtyping import Array, Float, Shaped
+
+from gp_virl.places import Place, is_local, place, write_whole
+
+STORED_EVERY = 30.0  # seconds between writes of a whole file to a bucket
 
 
 class MetricsError(ValueError):
@@ -70,10 +75,7 @@ class JsonlWriter:
         """
         if not self.writes:
             return
-        if "kind" not in record:
-            raise MetricsError(f'a record needs a "kind"; its fields are {sorted(record)}')
-        plain = {name: _plain(name, value) for name, value in record.items()}
-        line = json.dumps(plain, allow_nan=False) + "\n"
+        line = _line(record) + "\n"
         with self.path.open("ab", buffering=0) as file:
             file.write(line.encode())
 
@@ -89,23 +91,64 @@ class JsonlWriter:
         lines = self.path.read_text(encoding="utf-8").splitlines()
         kept = [line for line in lines if not _lies_after(json.loads(line), after, match)]
         if len(kept) < len(lines):
-            beside = self.path.with_name(self.path.name + ".tmp")
-            beside.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-            os.replace(beside, self.path)
+            write_whole(self.path, _text(kept))
         return len(lines) - len(kept)
 
+    def flush(self) -> None:
+        """Nothing is left to write."""
 
-def jsonl_writer(path: str | Path, process_index: int = 0) -> JsonlWriter:
+
+class StoredJsonlWriter:
+    """The same in a bucket: all records are held, and the file is written whole.
+
+    That happens at the first record after `every` seconds, and when `flush` asks for it: before a
+    checkpoint, so that a run which goes on from there finds all that came before. What a kill
+    loses came after the checkpoint. Made by `jsonl_writer`.
+    """
+
+    def __init__(self, path: Place, writes: bool, every: float = STORED_EVERY) -> None:
+        self.path, self.writes, self._every = path, writes, every
+        self._lines = _whole_lines(path) if writes else []
+        self._unwritten, self._written = False, time.monotonic()
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Takes a record, as `JsonlWriter.write` does."""
+        if not self.writes:
+            return
+        self._lines.append(_line(record))
+        self._unwritten = True
+        if time.monotonic() - self._written >= self._every:
+            self.flush()
+
+    def truncate(self, after: int, **match: Any) -> int:
+        """As `JsonlWriter.truncate`."""
+        kept = [line for line in self._lines if not _lies_after(json.loads(line), after, match)]
+        dropped = len(self._lines) - len(kept)
+        if dropped:
+            self._lines, self._unwritten = kept, True
+            self.flush()
+        return dropped
+
+    def flush(self) -> None:
+        """Writes the file if it lacks records."""
+        if self._unwritten:
+            write_whole(self.path, _text(self._lines))
+            self._unwritten, self._written = False, time.monotonic()
+
+
+def jsonl_writer(path: str | Place, process_index: int = 0) -> JsonlWriter | StoredJsonlWriter:
     """A writer on `path` that keeps the records already there; only process 0 writes.
 
     A last line that a kill cut short is dropped. Raises MetricsError if any other line is not a
     JSON object.
     """
-    writer = JsonlWriter(Path(path), process_index == 0)
-    if writer.writes:
-        writer.path.parent.mkdir(parents=True, exist_ok=True)
-        _drop_partial_line(writer.path)
-    return writer
+    found, writes = place(path), process_index == 0
+    if not isinstance(found, Path):
+        return StoredJsonlWriter(found, writes)
+    if writes:
+        found.parent.mkdir(parents=True, exist_ok=True)
+        _drop_partial_line(found)
+    return JsonlWriter(found, writes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,14 +161,14 @@ class TensorBoardWriter:
         """Adds every number of a record that has a `step`, under kind/branch/name."""
         if self.sink is None or "step" not in record:
             return
-        place = "/".join(str(record[key]) for key in ("kind", "branch") if key in record)
+        under = "/".join(str(record[key]) for key in ("kind", "branch") if key in record)
         for name, value in record.items():
             value = _plain(name, value)
             if name not in ("step", "seed") and isinstance(value, int | float):
-                self.sink.add_scalar(f"{place}/{name}", value, int(record["step"]))
+                self.sink.add_scalar(f"{under}/{name}", value, int(record["step"]))
 
 
-def tensorboard_writer(directory: str | Path, process_index: int = 0) -> TensorBoardWriter:
+def tensorboard_writer(directory: str | Place, process_index: int = 0) -> TensorBoardWriter:
     """A writer of TensorBoard event files; only process 0 writes.
 
     Raises MetricsError, with the command that helps, if tensorboardX is not installed.
@@ -152,12 +195,12 @@ class WandbWriter:
         """Logs every number of a record under kind/branch/name, with its step beside it."""
         if self.run is None:
             return
-        place = "/".join(str(record[key]) for key in ("kind", "branch") if key in record)
+        under = "/".join(str(record[key]) for key in ("kind", "branch") if key in record)
         plain = {name: _plain(name, value) for name, value in record.items()}
-        self.run.log({f"{place}/{n}": v for n, v in plain.items() if isinstance(v, int | float)})
+        self.run.log({f"{under}/{n}": v for n, v in plain.items() if isinstance(v, int | float)})
 
 
-def wandb_writer(directory: str | Path, process_index: int = 0) -> WandbWriter:
+def wandb_writer(directory: str | Place, process_index: int = 0) -> WandbWriter:
     """A writer to a Weights & Biases run of the directory's name; only process 0 writes.
 
     Raises MetricsError, with the command that helps, if wandb is not installed.
@@ -171,14 +214,15 @@ def wandb_writer(directory: str | Path, process_index: int = 0) -> WandbWriter:
             "Weights & Biases output was asked for, but wandb is not installed: "
             "pip install -e '.[wandb]', or turn it off"
         ) from missing
-    return WandbWriter(package.init(dir=str(directory), name=Path(directory).name))
+    kept = str(directory) if is_local(directory) else None  # it keeps files on this machine alone
+    return WandbWriter(package.init(dir=kept, name=place(directory).name))
 
 
 @dataclasses.dataclass(frozen=True)
 class RunWriter:
     """A run's metrics.jsonl and whatever else shows its records. Made by `run_writer`."""
 
-    record: JsonlWriter
+    record: JsonlWriter | StoredJsonlWriter
     shows: tuple[TensorBoardWriter | WandbWriter, ...]
 
     def write(self, record: Mapping[str, Any]) -> None:
@@ -191,12 +235,16 @@ class RunWriter:
         """As `JsonlWriter.truncate`; shows keep what they have."""
         return self.record.truncate(after, **match)
 
+    def flush(self) -> None:
+        """Returns once all records lie in metrics.jsonl; called before a checkpoint is kept."""
+        self.record.flush()
+
 
 SHOWS = {"tensorboard": tensorboard_writer, "wandb": wandb_writer}
 
 
 def run_writer(
-    directory: str | Path, shows: Sequence[str] = (), process_index: int = 0
+    directory: str | Place, shows: Sequence[str] = (), process_index: int = 0
 ) -> RunWriter:
     """The writer of a run directory; `shows` are names of SHOWS.
 
@@ -205,9 +253,9 @@ def run_writer(
     unknown = sorted(set(shows) - SHOWS.keys())
     if unknown:
         raise MetricsError(f"given {', '.join(unknown)}; allowed: {', '.join(SHOWS)}")
-    place = Path(directory)
-    made = tuple(SHOWS[name](place / name, process_index) for name in shows)
-    return RunWriter(jsonl_writer(place / "metrics.jsonl", process_index), made)
+    home = place(directory)
+    made = tuple(SHOWS[name](home / name, process_index) for name in shows)
+    return RunWriter(jsonl_writer(home / "metrics.jsonl", process_index), made)
 
 
 def _weighed(
@@ -217,6 +265,18 @@ def _weighed(
     weights = weights.astype(jnp.float32)
     values = jnp.where(weights == 0, 0.0, values.astype(jnp.float32))
     return jnp.sum(values * weights), jnp.sum(weights)
+
+
+def _line(record: Mapping[str, Any]) -> str:
+    """A record as JSON; raises MetricsError where that can't be."""
+    if "kind" not in record:
+        raise MetricsError(f'a record needs a "kind"; its fields are {sorted(record)}')
+    plain = {name: _plain(name, value) for name, value in record.items()}
+    return json.dumps(plain, allow_nan=False)
+
+
+def _text(lines: Sequence[str]) -> str:
+    return "".join(line + "\n" for line in lines)
 
 
 def _plain(name: str, value: Any) -> Any:
@@ -245,20 +305,31 @@ def _lies_after(record: Mapping[str, Any], after: int, match: Mapping[str, Any])
     return matches and step is not None and step > after
 
 
-def _drop_partial_line(path: Path) -> None:
-    """Cuts the file after its last whole record; raises MetricsError if an earlier one is bad."""
+def _whole_lines(path: Place) -> list[str]:
+    """The lines of a file, without a last one that is cut; none where there is no file.
+
+    Raises MetricsError if an earlier one is not a JSON object.
+    """
     if not path.exists():
-        return
+        return []
+    found = []
     lines = path.read_bytes().splitlines(keepends=True)
     for number, line in enumerate(lines, 1):
         if line.endswith(b"\n") and _is_object(line):
-            continue
-        if number < len(lines):
+            found.append(line.decode().removesuffix("\n"))
+        elif number < len(lines):
             raise MetricsError(
                 f"{path}, line {number}: not a JSON object: {line[:80]!r}; repair or delete it"
             )
+    return found
+
+
+def _drop_partial_line(path: Path) -> None:
+    """Cuts the file after its last whole record; raises MetricsError if an earlier one is bad."""
+    kept = len(_text(_whole_lines(path)).encode())
+    if path.exists() and kept < path.stat().st_size:
         with path.open("r+b") as file:
-            file.truncate(sum(len(whole) for whole in lines[:-1]))
+            file.truncate(kept)
 
 
 def _is_object(line: bytes) -> bool:

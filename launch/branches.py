@@ -17,6 +17,7 @@ from gp_virl.data import expert, llava_json, pipeline
 from gp_virl.io import checkpoint
 from gp_virl.metrics import RunWriter
 from gp_virl.model import mllama
+from gp_virl.places import Place, is_local
 from gp_virl.sharding import fitting, spec
 from launch import processes
 from launch.lab import DECODINGS, Lab, evaluate, evaluated, shown
@@ -28,8 +29,8 @@ class Branch:
 
     name: str  # base | sft | sft_matched | rl
     seed: int
-    place: Path
-    data: Path
+    place: Place
+    data: Place
     init_tokens: int  # that its initial parameters were trained on
 
     @property
@@ -63,7 +64,7 @@ def resumed(
     return tree, {"step": 0} | about
 
 
-def load_params(lab: Lab, place: Path) -> tuple[PyTree, dict[str, Any]]:
+def load_params(lab: Lab, place: Place) -> tuple[PyTree, dict[str, Any]]:
     """Parameters of the last checkpoint in a directory, and its metadata."""
     shapes = mllama.abstract(lab.model, lab.mesh)[1]
     tree, about = checkpoint.restore(place, {"train": {"params": shapes}}, partial=True)
@@ -81,9 +82,9 @@ def examples(lab: Lab, branch: Branch) -> Any:
         about = lab.study.expert(lab.config, branch.name == "base")
         with processes.first_before("data") as writes:
             builder = lab.study.BUILDER(
-                config=about, data_dir=str(branch.data), file_format=expert.FORMAT
+                config=about, data_dir=str(data_place(branch)), file_format=expert.FORMAT
             )
-            if writes:
+            if writes or not is_local(branch.data):
                 builder.download_and_prepare()
         return builder.source()
     try:
@@ -97,6 +98,16 @@ def examples(lab: Lab, branch: Branch) -> Any:
             f"{lab.config.task}: {'with' if lab.config.pictured else 'without'}"
         )
     return found
+
+
+def data_place(branch: Branch) -> Path:
+    """Where data sets lie, on this machine: their readers know no URLs.
+
+    With a work directory in a bucket every process makes its own, all the same.
+    """
+    if isinstance(branch.data, Path):
+        return branch.data
+    return Path("runs") / "data" / f"process{jax.process_index()}"
 
 
 def batches(lab: Lab, branch: Branch, run: SftConfig):
@@ -157,6 +168,7 @@ def evaluator(lab: Lab, branch: Branch, writer: RunWriter, last: int) -> Callabl
             found = evaluate(lab, params, lab.config.eval.curve_hands, about, splits, DECODINGS[:1])
         for record in found:
             writer.write(record)
+        writer.flush()
         say(f"{branch.label}  after {updates:>5} updates: {shown(found)}")
 
     return run

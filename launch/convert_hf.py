@@ -22,12 +22,14 @@ from gp_virl.config import ConfigError
 from gp_virl.io import checkpoint, hf
 from gp_virl.model import mllama
 from gp_virl.model.config import DTYPES, ModelConfig, RopeScaling, VisionConfig
+from gp_virl.places import Place, PlaceError, place
 from gp_virl.sharding import mesh_of
 
 TEXT_FILES = ("*token*", "*processor_config.json", "chat_template*")
 VISION_PARTS = ("vision_model", "multi_modal_projector")
 MISTAKES = (
     ConfigError,
+    PlaceError,
     hf.HFCheckpointError,
     hf.ExistingDirectoryError,
     checkpoint.MissingCheckpointError,
@@ -36,7 +38,7 @@ MISTAKES = (
 )
 
 
-def to_orbax(source: Path, target: Path, param_dtype: str, fsdp: int, seed: int) -> None:
+def to_orbax(source: Path, target: Place, param_dtype: str, fsdp: int, seed: int) -> None:
     """Store a Hugging Face directory as step 0 of a checkpoint; the value head is drawn anew."""
     found = hf.open_checkpoint(source, param_dtype=param_dtype)
     mesh = mesh_of(fsdp=fsdp) if fsdp > 1 else None
@@ -47,7 +49,7 @@ def to_orbax(source: Path, target: Path, param_dtype: str, fsdp: int, seed: int)
     checkpoint.save(target, 0, {"train": {"params": params}}, about)
 
 
-def to_hf(source: Path, target: Path, like: Path | None, dtype: str | None, fsdp: int) -> None:
+def to_hf(source: Place, target: Path, like: Path | None, dtype: str | None, fsdp: int) -> None:
     """Write the last checkpoint of a directory as Hugging Face's; the value head stays behind."""
     whole = checkpoint.metadata(source, whole=True)
     about, example = whole["metadata"], None
@@ -73,7 +75,7 @@ def to_hf(source: Path, target: Path, like: Path | None, dtype: str | None, fsdp
 
 
 def restored(
-    source: Path,
+    source: Place,
     leaves: dict[str, list],
     config: ModelConfig,
     example: hf.HFCheckpoint | None,
@@ -111,16 +113,17 @@ def model_config(stored: dict[str, Any]) -> ModelConfig:
 
 def main(_) -> None:
     logging.set_verbosity(logging.ERROR)
-    place, target = Path(HF.value), Path(CHECKPOINT.value)
+    hugging = Path(HF.value)
     try:
+        kept = place(CHECKPOINT.value)
         if TO.value == "orbax":
-            to_orbax(place, target, PARAM_DTYPE.value, FSDP.value, SEED.value)
+            to_orbax(hugging, kept, PARAM_DTYPE.value, FSDP.value, SEED.value)
         else:
             like = Path(LIKE.value) if LIKE.value else None
-            to_hf(target, place, like, DTYPE.value, FSDP.value)
+            to_hf(kept, hugging, like, DTYPE.value, FSDP.value)
     except MISTAKES as wrong:
         sys.exit(f"{type(wrong).__name__}: {wrong}")
-    print(f"written: {target if TO.value == 'orbax' else place}")
+    print(f"written: {kept if TO.value == 'orbax' else hugging}")
 
 
 if __name__ == "__main__":

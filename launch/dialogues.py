@@ -3,9 +3,7 @@
 import base64
 import functools
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -16,6 +14,7 @@ from jaxtyping import PyTree
 
 from gp_virl.data.pictures import encoded
 from gp_virl.model.mllama import for_decoding
+from gp_virl.places import Place, write_whole
 from gp_virl.rollout import episodes
 from gp_virl.sharding import whole
 from gp_virl.text.template import ChatGlue
@@ -23,7 +22,7 @@ from launch import processes
 from launch.lab import Lab, sampling
 
 
-def write(lab: Lab, ends: Mapping[str, Callable[[], PyTree]], seed: int, path: Path) -> None:
+def write(lab: Lab, ends: Mapping[str, Callable[[], PyTree]], seed: int, path: Place) -> None:
     """Greedy conversations of every branch on every split; the same episodes for all branches.
 
     `ends` gives the parameters of a branch when they are asked for.
@@ -39,10 +38,7 @@ def write(lab: Lab, ends: Mapping[str, Callable[[], PyTree]], seed: int, path: P
             lines += [about | one for one in conversations(lab, play, params, split)]
     if jax.process_index():
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")  # there whole or not at all
-    part.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    os.replace(part, path)
+    write_whole(path, "".join(json.dumps(line) + "\n" for line in lines))
 
 
 def conversations(lab: Lab, play, params: PyTree, split: str) -> Iterator[dict[str, Any]]:

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import functools
 import json
-import os
 import sys
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -27,6 +26,7 @@ from gp_virl.evals.evaluate import records
 from gp_virl.metrics import SHOWS, MetricsError, RunWriter, run_writer
 from gp_virl.model import mllama
 from gp_virl.model.config import ModelConfig, preset
+from gp_virl.places import Place, PlaceError, place, write_whole
 from gp_virl.rollout import episodes
 from gp_virl.rollout.sampling import Sampling
 from gp_virl.sharding import mesh_of, whole
@@ -34,7 +34,9 @@ from gp_virl.text import template, tokenizer
 from launch import card_study, processes, route_study
 
 DECODINGS = ("greedy", "sampled")
-WRONG = (cfg.ConfigError, template.TemplateError, MetricsError, processes.ProcessesError)
+WRONG = (
+    cfg.ConfigError, template.TemplateError, MetricsError, PlaceError, processes.ProcessesError
+)  # fmt: skip
 STUDIES = {
     "gp_l": card_study, "gp_vl": card_study, "virl_l": route_study, "virl_vl": route_study
 }  # fmt: skip
@@ -231,7 +233,7 @@ def define_shows() -> Callable[[], tuple[str, ...]]:
     return lambda: tuple(holder.value)
 
 
-def open_writer(workdir: Path, shows: tuple[str, ...]) -> RunWriter:
+def open_writer(workdir: Place, shows: tuple[str, ...]) -> RunWriter:
     """The writer of workdir/metrics.jsonl and of `shows`."""
     return run_writer(workdir, shows, jax.process_index())
 
@@ -256,18 +258,22 @@ def refuse_unknown(argv: list[str]) -> None:
         sys.exit("\n".join(problems))
 
 
-def define_workdir() -> Callable[[cfg.StudyConfig, str], Path]:
+def define_workdir() -> Callable[[cfg.StudyConfig, str], Place]:
     """Define --workdir; by default runs/TASK_SCALE, for a single stage runs/TASK_SCALE_STAGE."""
-    holder = flags.DEFINE_string("workdir", None, "where everything is written")
+    holder = flags.DEFINE_string(
+        "workdir",
+        None,
+        "where everything is written: a directory, or gs://BUCKET/DIRECTORY",
+    )
 
-    def place(config: cfg.StudyConfig, stage: str = "") -> Path:
+    def chosen(config: cfg.StudyConfig, stage: str = "") -> Place:
         parts = [config.task, config.scale, stage]
-        return Path(holder.value or f"runs/{'_'.join(filter(None, parts))}")
+        return place(holder.value or f"runs/{'_'.join(filter(None, parts))}")
 
-    return place
+    return chosen
 
 
-def refuse_study(workdir: Path) -> None:
+def refuse_study(workdir: Place) -> None:
     """ConfigError if the directory is a study's: a single stage would write over its branch."""
     if (workdir / "config.json").exists():
         raise cfg.ConfigError(
@@ -275,7 +281,7 @@ def refuse_study(workdir: Path) -> None:
         )
 
 
-def settle(workdir: Path, config: cfg.StudyConfig) -> None:
+def settle(workdir: Place, config: cfg.StudyConfig) -> None:
     """Make the work directory this study's, and keep compiled programs between runs.
 
     All processes share the directory. Raises ConfigError if it holds a study of another
@@ -295,9 +301,6 @@ def settle(workdir: Path, config: cfg.StudyConfig) -> None:
         jax.config.update("jax_compilation_cache_dir", str(Path(".jax_cache").absolute()))
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file in one move: it is there whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".tmp")
-    beside.write_text(json.dumps(content, indent=1) + "\n")
-    os.replace(beside, path)
+def write_json(path: Place, content: Any) -> None:
+    """Write a JSON file: it is there whole or not at all."""
+    write_whole(path, json.dumps(content, indent=1) + "\n")

@@ -40,7 +40,7 @@ class ProcessesError(ValueError):
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
+class Member:
     """Where process 0 is, and which of how many processes this is."""
 
     coordinator: str
@@ -72,7 +72,7 @@ def define_flags() -> Joined:
     return join
 
 
-def placed(coordinator: str | None, count: int | None, index: int | None) -> Place | None:
+def placed(coordinator: str | None, count: int | None, index: int | None) -> Member | None:
     """The place that flags tell; None without them, or for one process.
 
     Raises ProcessesError if some are missing or they don't fit together.
@@ -99,7 +99,7 @@ def placed(coordinator: str | None, count: int | None, index: int | None) -> Pla
             f"given --coordinator={coordinator}; allowed: HOST:PORT, a free port of the machine "
             "on which --process=0 runs"
         )
-    return Place(coordinator, count, index)
+    return Member(coordinator, count, index)
 
 
 def surrounded() -> bool:
@@ -154,7 +154,7 @@ def _metadata(name: str) -> str:
 
 @contextlib.contextmanager
 def joined(
-    place: Place | None, heartbeat: int, expected: tuple[type[Exception], ...]
+    place: Member | None, heartbeat: int, expected: tuple[type[Exception], ...]
 ) -> Iterator[None]:
     """Joins the others, and sees to it that if one of them ends early, all end, and say why.
 
@@ -180,7 +180,7 @@ def joined(
     watched.finish()
 
 
-def _initialize(place: Place | None, heartbeat: int) -> None:
+def _initialize(place: Member | None, heartbeat: int) -> None:
     given: dict[str, Any] = {"heartbeat_timeout_seconds": heartbeat}
     given["shutdown_timeout_seconds"] = FINISHING
     if place is not None:

@@ -8,13 +8,13 @@ What is done already in the work directory is not done again.
 import contextlib
 import dataclasses
 import functools
+import io
 import itertools
 import json
 import os
 import platform
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -26,6 +26,7 @@ from gp_virl.evals import flops
 from gp_virl.evals.scores import difference_in_errors
 from gp_virl.io import checkpoint
 from gp_virl.metrics import RunWriter
+from gp_virl.places import Place, write_whole
 from gp_virl.plots import results, tasks, transcripts, visual
 from gp_virl.plots.studies import Study
 from launch import branches, dialogues, processes, train_rl, train_sft
@@ -36,7 +37,7 @@ from launch.lab import Lab
 SECONDS = "seconds.json"
 
 
-def main(config: StudyConfig, workdir: Path, seeds: int = 1, shows: tuple[str, ...] = ()) -> None:
+def main(config: StudyConfig, workdir: Place, seeds: int = 1, shows: tuple[str, ...] = ()) -> None:
     """Run everything that is not done yet, `seeds` times over."""
     lab = labs.open_lab(config)
     labs.settle(workdir, config)
@@ -48,14 +49,14 @@ def main(config: StudyConfig, workdir: Path, seeds: int = 1, shows: tuple[str, .
         report(lab, workdir, seconds_of(workdir))
 
 
-def seconds_of(workdir: Path) -> float:
+def seconds_of(workdir: Place) -> float:
     """Wall-clock seconds of all runs of a study so far, those that were killed left out."""
     path = workdir / SECONDS
     return json.loads(path.read_text()) if path.exists() else 0.0
 
 
 @contextlib.contextmanager
-def counted(workdir: Path) -> Iterator[None]:
+def counted(workdir: Place) -> Iterator[None]:
     """Adds the seconds of its body to those of the study, also where that is interrupted."""
     before, clock = seconds_of(workdir), time.perf_counter()
     try:
@@ -65,7 +66,7 @@ def counted(workdir: Path) -> Iterator[None]:
             labs.write_json(workdir / SECONDS, before + time.perf_counter() - clock)
 
 
-def run_seed(lab: Lab, seed: int, workdir: Path, writer: RunWriter) -> None:
+def run_seed(lab: Lab, seed: int, workdir: Place, writer: RunWriter) -> None:
     """One base and its three branches."""
     config = lab.config
 
@@ -98,7 +99,7 @@ def last_params(lab: Lab, branch: Branch, init: PyTree) -> PyTree:
 
 
 def evaluate_init(
-    lab: Lab, seed: int, params: PyTree, tokens: int, workdir: Path, writer: RunWriter
+    lab: Lab, seed: int, params: PyTree, tokens: int, workdir: Place, writer: RunWriter
 ) -> None:
     """The shared first point of all branches, once."""
     first = jax.process_index() == 0  # which alone writes what is read here
@@ -110,7 +111,7 @@ def evaluate_init(
     evaluate(params, 0, flops.sft_flops(lab.parameters, tokens, 0))
 
 
-def _evaluated(lab: Lab, seed: int, workdir: Path) -> bool:
+def _evaluated(lab: Lab, seed: int, workdir: Place) -> bool:
     done = results.read_metrics(workdir / "metrics.jsonl")
     game = labs.evaluated(lab)[-1]  # whose records come last; without them all is redone
     held = game == lab.study.HELD_OUT
@@ -119,7 +120,7 @@ def _evaluated(lab: Lab, seed: int, workdir: Path) -> bool:
     return any((r.split, r.metric, r.decoding) == last for r in of_init)
 
 
-def report(lab: Lab, workdir: Path, seconds: float) -> None:
+def report(lab: Lab, workdir: Place, seconds: float) -> None:
     """summary.json, the figures and the page of transcripts."""
     records = results.read_runs([workdir])
     findings = list(compare(records, lab))
@@ -140,14 +141,16 @@ def report(lab: Lab, workdir: Path, seconds: float) -> None:
     drawn = figures(lab.config)
     for draw in drawn:
         figure = draw([study], tries=lab.study.tries(lab.config))
-        figure.savefig(workdir / f"{draw.__name__}.png")
+        picture = io.BytesIO()
+        figure.savefig(picture, format="png")
+        write_whole(workdir / f"{draw.__name__}.png", picture.getvalue())
     talks = [
         one
         for path in sorted(workdir.glob("seed*/transcripts.jsonl"))
         for one in transcripts.read_transcripts(path)
     ]
     page = transcripts.page(talks, f"Transcripts: {study.title}")
-    (workdir / "transcripts.html").write_text(page, encoding="utf-8")
+    write_whole(workdir / "transcripts.html", page)
     for finding in findings:
         say(
             f"{finding['split']:<10} {finding['metric']:<11} {finding['branch']:<11} "

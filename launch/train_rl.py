@@ -3,7 +3,6 @@
 
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +13,7 @@ from tqdm import tqdm
 from gp_virl.config import StudyConfig
 from gp_virl.evals import flops
 from gp_virl.metrics import RunWriter
+from gp_virl.places import Place, place
 from gp_virl.rollout import episodes
 from gp_virl.sharding import whole
 from gp_virl.train.state import TrainState
@@ -72,6 +72,7 @@ def train(
             compute = flops.rl_flops(lab.parameters, branch.init_tokens, trained, lam)
             evaluate(state.params, step + 1, compute)
             extra = {"tokens": trained, "generated": generated}
+            writer.flush()
             branches.keep(branch, step + 1, {"train": state, "lanes": lanes}, extra)
     return state
 
@@ -101,7 +102,7 @@ def _share(hit: Bool[Array, "R B"], among: Bool[Array, "R B"]) -> Float[Array, "
 
 def main(
     config: StudyConfig,
-    workdir: Path,
+    workdir: Place,
     init: str,
     seed: int = 0,
     shows: tuple[str, ...] = (),
@@ -109,7 +110,7 @@ def main(
     """Train one RL branch and evaluate it along the way."""
     labs.refuse_study(workdir)
     lab = labs.open_lab(config)
-    params, about = branches.load_params(lab, Path(init))
+    params, about = branches.load_params(lab, place(init))
     branch = Branch("rl", seed, workdir / "rl", workdir / "data", about["tokens_seen"])
     writer = labs.open_writer(workdir, shows)
     evaluate = branches.evaluator(lab, branch, writer, config.ppo.updates)

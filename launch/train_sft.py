@@ -2,7 +2,6 @@
 python -m launch.train_sft --config=configs/gp_l.py:tiny --run=base|sft|sft_matched [--init=DIR]"""
 
 from collections.abc import Callable
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +12,7 @@ from tqdm import tqdm
 from gp_virl.config import SftConfig, StudyConfig
 from gp_virl.evals import flops
 from gp_virl.metrics import RunWriter
+from gp_virl.places import Place, place
 from gp_virl.train import sft
 from gp_virl.train.state import TrainState
 from launch import branches, processes
@@ -64,13 +64,14 @@ def train(
             evaluate(state.params, step + 1, compute)
             extra = {"tokens": tokens, "tokens_seen": branch.init_tokens + tokens}
             extra["data"] = batches.get_state()
+            writer.flush()
             branches.keep(branch, step + 1, {"train": state}, extra)
     return state, tokens
 
 
 def main(
     config: StudyConfig,
-    workdir: Path,
+    workdir: Place,
     name: str,
     init: str | None,
     seed: int = 0,
@@ -81,7 +82,7 @@ def main(
     lab = labs.open_lab(config)
     params, seen = branches.fresh_params(lab, seed), 0
     if init:
-        params, about = branches.load_params(lab, Path(init))
+        params, about = branches.load_params(lab, place(init))
         seen = about["tokens_seen"]
     branch = Branch(name, seed, workdir / name, workdir / "data", seen)
     writer = labs.open_writer(workdir, shows)

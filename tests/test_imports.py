@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = "gp_virl"
 # One row a line, from the ground up. A row's rooms don't see each other; the first row is one room.
-GROUND = ("types", "config_fields", "config", "sharding", "metrics")
+GROUND = ("types", "config_fields", "config", "sharding", "places", "metrics")
 ROWS = (
     GROUND,
     ("model",),

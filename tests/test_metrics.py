@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from gp_virl.metrics import (
     MetricsError,
+    StoredJsonlWriter,
     Tally,
     jsonl_writer,
     means,
@@ -23,9 +24,11 @@ from gp_virl.metrics import (
     tally,
     tensorboard_writer,
 )
+from gp_virl.places import Place, place
+from tests.object_store import Store, store  # noqa: F401 - a fixture
 
 
-def read(path: Path) -> list[dict]:
+def read(path: Place) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
@@ -122,6 +125,42 @@ def test_only_process_0_writes(tmp_path: Path) -> None:
     assert writer.truncate(0) == 0
     assert not path.parent.exists()
     assert tensorboard_writer(tmp_path, process_index=1).sink is None
+
+
+def test_on_a_store_the_file_is_written_when_asked_and_in_time(store: Store) -> None:  # noqa: F811
+    path = place("gs://bucket/run/metrics.jsonl")
+    writer = StoredJsonlWriter(path, True, every=3600)
+    records = [{"kind": "sft", "branch": "sft", "step": step} for step in range(1, 6)]
+    for record in records[:3]:
+        writer.write(record)
+    assert store.written == []
+    writer.flush()
+    writer.flush()
+    assert read(path) == records[:3] and len(store.written) == 1
+    writer.write(records[3])  # lost in a kill
+    again = StoredJsonlWriter(path, True, every=0)
+    again.write(records[4])
+    assert read(path) == [*records[:3], records[4]]
+    assert again.truncate(2, branch="sft") == 2 and read(path) == records[:2]
+    assert again.truncate(2, branch="sft") == 0 and len(store.written) == 3
+
+
+def test_a_run_on_a_store_has_the_local_files_lines(store: Store, tmp_path: Path) -> None:  # noqa: F811
+    texts = []
+    for home in (tmp_path / "run", "gs://bucket/run"):
+        writer = run_writer(home)
+        writer.write({"kind": "sft", "branch": "sft", "step": 1, "loss": jnp.float32(0.5)})
+        writer.write({"kind": "sft", "branch": "sft", "step": 2, "loss": math.nan})
+        writer.truncate(1, branch="sft")
+        writer.write({"kind": "eval", "branch": "sft", "updates": 2, "who": "\u2028"})
+        writer.flush()
+        texts.append((place(home) / "metrics.jsonl").read_bytes())
+    assert texts[0] == texts[1] and texts[0].count(b"\n") == 2
+    other = run_writer("gs://bucket/other", process_index=1)
+    other.write({"kind": "sft", "step": 1})
+    assert other.truncate(0) == 0
+    other.flush()
+    assert not place("gs://bucket/other").exists()
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jaxtyping import PyTree, Shaped
 
+from gp_virl.places import Place, place
+
 SHOWN_DIFFERENCES = 20
 
 
@@ -44,7 +46,7 @@ class Keep:
 
 
 def save(
-    directory: str | Path,
+    directory: str | Place,
     step: int,
     tree: PyTree,
     metadata: Mapping[str, Any] | None = None,
@@ -74,7 +76,7 @@ def save(
 
 
 def restore(
-    directory: str | Path, target: PyTree, step: int | None = None, partial: bool = False
+    directory: str | Place, target: PyTree, step: int | None = None, partial: bool = False
 ) -> tuple[PyTree, dict[str, Any]]:
     """The tree stored at `step` in the structure of `target`, and its metadata.
 
@@ -100,7 +102,9 @@ def restore(
     return jax.tree.unflatten(jax.tree.structure(target), leaves), about["metadata"]
 
 
-def metadata(directory: str | Path, step: int | None = None, whole: bool = False) -> dict[str, Any]:
+def metadata(
+    directory: str | Place, step: int | None = None, whole: bool = False
+) -> dict[str, Any]:
     """The metadata stored at `step` (default: the latest), without reading any array.
 
     With `whole`, {"leaves": path -> [shape, dtype, key implementation], "metadata": ...}. Raises
@@ -112,20 +116,20 @@ def metadata(directory: str | Path, step: int | None = None, whole: bool = False
     return about["about"] if whole else about["about"]["metadata"]
 
 
-def steps(directory: str | Path) -> list[int]:
+def steps(directory: str | Place) -> list[int]:
     """The finished steps in ascending order; none if the directory is not there."""
-    if not Path(directory).is_dir():
+    if not place(directory).is_dir():
         return []
     with _manager(directory, None) as manager:
         return sorted(manager.all_steps())
 
 
-def latest(directory: str | Path) -> int | None:
+def latest(directory: str | Place) -> int | None:
     """The last finished step, or None. What an interrupted save left behind doesn't count."""
     return max(steps(directory), default=None)
 
 
-def _manager(directory: str | Path, keep: Keep | None) -> ocp.CheckpointManager:
+def _manager(directory: str | Place, keep: Keep | None) -> ocp.CheckpointManager:
     """A manager that writes synchronously, or a read-only one if `keep` is None."""
     reads = keep is None
     options = ocp.CheckpointManagerOptions(
@@ -136,10 +140,12 @@ def _manager(directory: str | Path, keep: Keep | None) -> ocp.CheckpointManager:
         cleanup_tmp_directories=not reads,
         enable_async_checkpointing=False,
     )
-    return ocp.CheckpointManager(Path(directory).absolute(), options=options)
+    found = place(directory)
+    found = found.absolute() if isinstance(found, Path) else found  # a URL is absolute
+    return ocp.CheckpointManager(found, options=options)
 
 
-def _existing(directory: str | Path, step: int | None) -> int:
+def _existing(directory: str | Place, step: int | None) -> int:
     there = steps(directory)
     if not there:
         raise MissingCheckpointError(

@@ -8,8 +8,9 @@ import dataclasses
 import json
 import math
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
+
+from gp_virl.places import Place, place, read_text
 
 BRANCHES = ("init", "sft", "sft_matched", "rl")
 SPLITS = ("id", "rule_ood", "visual_ood", "id_held_out")
@@ -71,14 +72,13 @@ def record(entry: Mapping[str, Any], where: str = "record") -> Record:
     return Record(**{name: kind(entry[name]) for name, kind in FIELDS.items()})
 
 
-def read_metrics(path: str | Path) -> list[Record]:
+def read_metrics(path: str | Place) -> list[Record]:
     """The evaluation records of a metrics.jsonl, in its order; a cut last line is ignored.
 
     Raises ResultsError if the file is missing or any other line is malformed.
     """
-    path = Path(path)
     records = []
-    for where, entry in json_lines(path):
+    for where, entry in json_lines(place(path)):
         if "kind" not in entry:
             raise ResultsError(f"{where}: a line needs a 'kind'")
         if entry["kind"] == "eval":
@@ -86,10 +86,10 @@ def read_metrics(path: str | Path) -> list[Record]:
     return records
 
 
-def read_summary(path: str | Path) -> list[Record]:
+def read_summary(path: str | Place) -> list[Record]:
     """The records in the list `results` of a summary.json. Raises ResultsError."""
     try:
-        summary = json.loads(Path(path).read_text(encoding="utf-8"))
+        summary = json.loads(place(path).read_bytes())
     except FileNotFoundError as missing:
         raise ResultsError(f"{path} is not there; run the study first") from missing
     except ValueError as broken:
@@ -100,12 +100,12 @@ def read_summary(path: str | Path) -> list[Record]:
     return distinct(record(entry, f"{path}, results[{i}]") for i, entry in enumerate(results))
 
 
-def read_runs(directories: Iterable[str | Path]) -> list[Record]:
+def read_runs(directories: Iterable[str | Place]) -> list[Record]:
     """All evaluation records of run directories, each from its metrics.jsonl alone.
 
     Raises ResultsError if there are none, or if two measure the same thing with another result.
     """
-    directories = [Path(directory) for directory in directories]
+    directories = [place(directory) for directory in directories]
     files = [directory / "metrics.jsonl" for directory in directories]
     records = distinct(one for file in files for one in read_metrics(file))
     if not records:
@@ -129,13 +129,13 @@ def distinct(records: Iterable[Record]) -> list[Record]:
 PLACE_NAMES = ("branch", "split", "metric", "tries", "decoding", "updates", "seed")
 
 
-def json_lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
+def json_lines(path: Place) -> list[tuple[str, dict[str, Any]]]:
     """(place, object) of each line of a JSONL file; a last line without its end is ignored.
 
     Raises ResultsError if the file is missing or a line is not a JSON object.
     """
     try:
-        text = path.read_text(encoding="utf-8", errors="replace")
+        text = read_text(path)
     except (FileNotFoundError, NotADirectoryError) as missing:
         raise ResultsError(
             f"{path} is not there; give the directory of a finished run"

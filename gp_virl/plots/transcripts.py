@@ -9,9 +9,9 @@ import dataclasses
 import html
 import struct
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
+from gp_virl.places import Place, place
 from gp_virl.plots.results import ResultsError, json_lines
 
 ROLES = ("system", "user", "assistant")
@@ -104,9 +104,9 @@ def picture(text: Any, where: str = "image") -> Picture:
         raise ResultsError(f"{where}: needs a PNG file in base64: {wrong}") from wrong
 
 
-def read_transcripts(path: str | Path) -> list[Transcript]:
+def read_transcripts(path: str | Place) -> list[Transcript]:
     """The transcripts of a JSONL file. Raises ResultsError if it is missing or malformed."""
-    return [transcript(entry, where) for where, entry in json_lines(Path(path))]
+    return [transcript(entry, where) for where, entry in json_lines(place(path))]
 
 
 def page(transcripts: Sequence[Transcript], title: str = "Transcripts") -> str:

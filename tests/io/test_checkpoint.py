@@ -12,6 +12,7 @@ from flax import nnx
 
 from gp_virl.io import checkpoint
 from gp_virl.io.checkpoint import Keep
+from tests.object_store import Store, store  # noqa: F401 - a fixture
 
 
 def train_state() -> dict[str, Any]:
@@ -161,3 +162,19 @@ def test_keys_go_where_the_target_says(tmp_path: Path) -> None:
     back, _ = checkpoint.restore(tmp_path, {"keys": keys})
     assert back["keys"].sharding.is_equivalent_to(sharding, 1)
     assert bits(back) == bits({"keys": jax.random.split(jax.random.key(3), 4)})
+
+
+def test_a_store_keeps_the_same_and_forgets_an_interrupted_save(store: Store) -> None:  # noqa: F811
+    place, tree = "gs://bucket/run/rl", train_state()
+    assert checkpoint.latest(place) is None
+    for step in (1, 2, 3):
+        checkpoint.save(place, step, tree | {"step": jnp.int32(step)}, {"tokens": step})
+    assert checkpoint.steps(place) == [2, 3]
+    back, metadata = checkpoint.restore(place, tree)
+    assert bits(back) == bits(tree | {"step": jnp.int32(3)}) and metadata == {"tokens": 3}
+    # A kill before the end leaves all but the file that says that all is there.
+    (store.root / "bucket/run/rl/3/commit_success.txt").unlink()
+    assert checkpoint.steps(place) == [2]
+    checkpoint.save(place, 3, tree | {"step": jnp.int32(7)})
+    assert checkpoint.steps(place) == [2, 3]
+    assert int(checkpoint.restore(place, tree)[0]["step"]) == 7

@@ -16,7 +16,7 @@ import pytest
 from gp_virl.io import checkpoint
 from gp_virl.plots.transcripts import read_transcripts
 from launch import processes, watch
-from launch.processes import Place, ProcessesError, placed, surrounded
+from launch.processes import Member, ProcessesError, placed, surrounded
 from tests.launch.test_study import ROOT, SMALL, lines
 
 CHANGES = {"eval.transcripts": 1, "env.held_out": 0.0}
@@ -101,7 +101,7 @@ def free_port() -> int:
 
 
 def test_flags_tell_the_place_of_a_process() -> None:
-    assert placed("10.0.0.1:1234", 4, 3) == Place("10.0.0.1:1234", 4, 3)
+    assert placed("10.0.0.1:1234", 4, 3) == Member("10.0.0.1:1234", 4, 3)
     assert placed(None, None, None) is None
     assert placed(None, 1, None) is None and placed("localhost:1", 1, 0) is None
 
