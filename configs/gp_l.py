@@ -64,7 +64,7 @@ def large(config: ConfigDict) -> None:
     config.base.update(steps=200)
     config.rollout.update(lanes=128, turns=64, reply_length=512, reply_bytes=2048, context=4096)
     config.rollout.update(chunk=256)
-    config.ppo.update(microbatch=4)
+    config.ppo.update(microbatch=4, pictures=1)
     config.eval.update(lanes=128)
     config.mesh.update(fsdp=4, tensor=8)
 

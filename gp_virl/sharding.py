@@ -29,10 +29,10 @@ def mesh_of(
 ) -> Mesh:
     """A mesh with axes (data, fsdp, tensor) over the first data * fsdp * tensor devices.
 
-    Devices are those of all processes unless given. Of several TPU slices each takes its share of
-    `data`, so that only gradients cross the slower network between them.
-    Raises ValueError when a size is below 1, there are fewer devices, or `data` is no multiple of
-    the slices.
+    Devices are those of all processes unless given. Of several TPU slices, or machines with GPUs,
+    each takes its share of `data` where that divides, so that only gradients cross the slower
+    network between them. Raises ValueError when a size is below 1, there are fewer devices, or
+    `data` is no multiple of the TPU slices.
     """
     sizes = (data, fsdp, tensor)
     named = dict(zip(AXES, sizes, strict=True))
@@ -48,6 +48,10 @@ def mesh_of(
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     if slices == 1:
         return jax.make_mesh(sizes, AXES, axis_types=types, devices=devices)
+    if data % slices and devices[0].platform != "tpu":
+        # Machines are slices to JAX; a fast network may well join several to one copy of a model.
+        in_order = sorted(devices, key=lambda device: device.id)
+        return Mesh(np.array(in_order).reshape(sizes), AXES, axis_types=types)
     if data % slices:
         raise ValueError(
             f"mesh {named} lies on {slices} slices; make data a multiple of {slices}, as only "

@@ -2,15 +2,20 @@
 python -m launch.aot --config=configs/gp_vl.py:11b --topology=v5e:4x8 --step=all [--json=FILE]
 
 The compiler is the real one, of libtpu (the extra `tpu`), and needs no TPU. One such process at a
-time: libtpu locks itself. Memory is of one chip; `resident` is what lies there beside a program
-that doesn't take it: the moments during a rollout, Init's parameters. FLOPs and bytes are those of
-formulas (gp_virl.evals), of all chips together, for conversations as long as the configuration
-allows: every try is used and every reply full. `executed` counts what is computed again and hidden
-pairs of attention as well. Collectives are those in the program's text; one in a loop counts once.
+time: libtpu locks itself. It works at the level that rows tell (`level`), for a fraction of the
+time; launchers leave it at XLA's default. Evaluation isn't compiled: it decodes in the layout of a
+rollout. Memory is of one chip; `resident` is what lies there beside a program that doesn't take it:
+the moments during a rollout, Init's parameters. FLOPs and bytes are those of formulas
+(gp_virl.evals), of all chips together, for conversations that use every try and fill every reply.
+Those about cards fill `rollout.context`, as in the paper; those about routes are as long as the
+longest of the task, in tokens of the tokenizer that rows tell. `executed` counts what is computed
+again and hidden pairs of attention as well. Collectives are those in the program's text, where the
+compiler gives it; one in a loop counts once.
 """
 
 import collections
 import dataclasses
+import math
 import os
 import re
 import sys
@@ -45,11 +50,12 @@ from gp_virl.train import sft
 from launch import card_study
 from launch import lab as labs
 from launch.lab import Lab
-from launch.programs import ppo_programs, sft_programs
+from launch.programs import placed, ppo_programs, sft_programs
 
 STEPS = ("sft", "rollout", "ppo")
-# GiB of high-bandwidth memory of a chip (Google Cloud's TPU pages, 2025).
-HBM = {"v4": 32, "v5e": 16, "v5p": 95, "v6e": 32}
+# GiB of a chip's high-bandwidth memory that a program can have, as libtpu tells when one doesn't
+# fit ("Used 19.48G of 15.75G hbm"). Of v4 it is what Google Cloud's pages say, a little too much.
+HBM = {"v4": 32.0, "v5e": 15.75, "v5p": 95.74, "v6e": 31.25}
 COLLECTIVES = (
     "all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute", "send"
 )  # fmt: skip
@@ -92,13 +98,14 @@ def opened(config: cfg.StudyConfig, devices: Sequence[jax.Device]) -> Lab:
     Where the tokenizer can't be had, texts are those of a tiny one, which changes no array that
     matters.
     """
+    study = labs.STUDIES[config.task]
     try:
-        lab = labs.open_lab(config, devices)
-    except cfg.ConfigError as wrong:
-        tiny = TINY if labs.STUDIES[config.task] is card_study else TINY_ROUTES
-        text = dataclasses.replace(config.text, tokenizer=tiny)
+        study.load_texts(config)
+    except ValueError as wrong:  # of the wording too, but that is open_lab's to tell
+        tiny = TINY if study is card_study else TINY_ROUTES
         print(f"texts in the tokens of {tiny!r}: {wrong}", file=sys.stderr)
-        lab = labs.open_lab(dataclasses.replace(config, text=text), devices)
+        config = dataclasses.replace(config, text=dataclasses.replace(config.text, tokenizer=tiny))
+    lab = labs.open_lab(config, devices)
     choice = config.model
     form = "splash" if choice.attention == "auto" else choice.attention
     model = preset(
@@ -132,7 +139,7 @@ def steps(lab: Lab, names: Sequence[str]) -> Iterator[Step]:
         yield Step("rollout", programs.rollout, played, (moments, params))  # the latter Init's
     if "ppo" in names:
         records = jax.eval_shape(programs.rollout, *played)[1:]
-        records = jax.tree.map(_placed, records, along_batch(records, mesh, 1))
+        records = jax.tree.map(placed, records, along_batch(records, mesh, 1))
         learnt = (game, programs.shapes, params, *records, key, number, number)
         compared = lab.config.ppo.kl_coef > 0 or lab.config.ppo.kl_logged  # else Init's are unread
         yield Step("ppo", programs.update, learnt, (programs.lanes, None if compared else params))
@@ -150,35 +157,27 @@ def _batch(lab: Lab) -> sft.Batch:
             images=jax.ShapeDtypeStruct((*slots, size, size, 3), jnp.uint8),
             image_segments=jax.ShapeDtypeStruct(slots, jnp.int32),
         )
-    return jax.tree.map(_placed, batch, along_batch(batch, lab.mesh))
-
-
-def _placed(leaf: Any, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+    return jax.tree.map(placed, batch, along_batch(batch, lab.mesh))
 
 
 def _everywhere(tree: PyTree, mesh: jax.sharding.Mesh) -> PyTree:
     """Shapes of arrays that every device has a copy of."""
-    return jax.tree.map(lambda leaf: _placed(leaf, whole(mesh)), tree)
+    return jax.tree.map(lambda leaf: placed(leaf, whole(mesh)), tree)
 
 
 def bytes_per_chip(tree: PyTree) -> int:
     """Bytes that the arrays of these shapes take on a device."""
     return sum(
-        leaf.dtype.itemsize * _size(leaf.sharding.shard_shape(leaf.shape))
+        leaf.dtype.itemsize * math.prod(leaf.sharding.shard_shape(leaf.shape))
         for leaf in jax.tree.leaves(tree)
     )
 
 
-def _size(shape: Sequence[int]) -> int:
-    total = 1
-    for length in shape:
-        total *= length
-    return total
-
-
 def compiled(step: Step, hbm: float) -> dict[str, Any]:
-    """What the compiler says of a step: memory by kind, whether it fits, collectives, seconds."""
+    """What the compiler says of a step: memory by kind, whether it fits, collectives, seconds.
+
+    Only too little high-bandwidth memory is a verdict; other errors of the compiler are raised.
+    """
     resident = bytes_per_chip(step.resident) / GIB
     clock = time.perf_counter()
     lowered = step.program.lower(*step.arguments)
@@ -187,7 +186,7 @@ def compiled(step: Step, hbm: float) -> dict[str, Any]:
     try:
         program = lowered.compile()
     except jax.errors.JaxRuntimeError as wrong:
-        if "RESOURCE_EXHAUSTED" not in str(wrong) and "hbm" not in str(wrong).lower():
+        if "memory space hbm" not in str(wrong):
             raise
         return (
             found
@@ -213,25 +212,31 @@ def compiled(step: Step, hbm: float) -> dict[str, Any]:
 
 
 def _refused(message: str, resident: float) -> dict[str, Any]:
-    """What the compiler says of a program that doesn't fit, its largest tensors among it."""
-    used = re.search(r"Used ([\d.]+)([GM]) of", message)
-    size = float(used[1]) / (1 if used[2] == "G" else 1024) if used else float("nan")
+    """What the compiler says of a program that doesn't fit, its largest tensors among it.
+
+    The size is None where the message has none.
+    """
+    used = re.search(r"Used ([\d.]+)([TGM]) of", message)
+    size = float(used[1]) * {"T": 1024, "G": 1, "M": 1 / 1024}[used[2]] if used else None
     largest = re.findall(r"Size: ([\d.]+[GMK]).*?Shape: (\S+)", message, re.S)
     return {
-        "gib_per_chip": round(size + resident, 2),
+        "gib_per_chip": None if size is None else round(size + resident, 2),
         "gib_by_kind": {"resident": round(resident, 2)},
         "fits": False,
         "largest": [f"{size}iB {shape}" for size, shape in largest[:12]],
-        "collectives": {},
+        "collectives": None,
     }
 
 
-def _collectives(program: Any) -> dict[str, int]:
-    """How many of each kind the program's text has; one in a loop counts once."""
+def _collectives(program: Any) -> dict[str, int] | None:
+    """How many of each kind the program's text has; one in a loop counts once.
+
+    None where the compiler doesn't give the text, as for v6e.
+    """
     try:
         text = program.as_text()
-    except jax.errors.JaxRuntimeError:  # some targets can't print what they compile
-        return {}
+    except jax.errors.JaxRuntimeError:
+        return None
     counts = collections.Counter(
         kind for kind in COLLECTIVES for _ in re.findall(rf" {kind}(?:-start)?\(", text)
     )
@@ -239,58 +244,91 @@ def _collectives(program: Any) -> dict[str, int]:
 
 
 def work(lab: Lab, name: str) -> StepCost:
-    """FLOPs and bytes of a step with conversations as long as the configuration allows."""
-    config, roll, ppo = lab.config, lab.config.rollout, lab.config.ppo
-    tiles, tries = 0, config.env.max_turns
-    if config.pictured:
-        vision, size = lab.model.vision, config.env.image_size
-        rows, columns = Tiling(vision.image_size, vision.max_num_tiles).canvas(size, size)
-        tiles = rows * columns
-    if name == "sft":
-        run = config.sft
-        rows = training_costs.Rows(run.batch_size, run.length, tiles=tiles)
-        return training_costs.sft_step(lab.model, rows, run.microbatch, run.frozen, run.moments)
+    """FLOPs and bytes of a step with conversations of `spoken` tokens."""
     if name == "ppo":
-        count = -(-roll.lanes * roll.turns // tries)
-        rows = training_costs.Rows(count, roll.context, tiles=tiles, valued=tries)
-        reference = ppo.kl_coef > 0 or ppo.kl_logged
-        return training_costs.ppo_update(
-            lab.model, rows, ppo.microbatch, ppo.epochs, ppo.minibatches, reference, ppo.frozen,
-            ppo.moments,
-        )  # fmt: skip
-    left = roll.context - tries * roll.reply_length
+        return _learnt(lab)
+    if name == "rollout":
+        return rollout_costs.rollout(lab.model, _played(lab))
+    run = lab.config.sft
+    rows = training_costs.Rows(run.batch_size, run.length, tiles=_tiles(lab))
+    return training_costs.sft_step(lab.model, rows, run.microbatch, run.frozen, run.moments)
+
+
+def spoken(lab: Lab) -> int:
+    """Tokens of a conversation: about cards the whole context, of routes the longest there is."""
+    cards = lab.study is card_study
+    return lab.config.rollout.context if cards else lab.games["train"].context_limit
+
+
+def _played(lab: Lab) -> rollout_costs.Play:
+    """A rollout of conversations of `spoken` tokens."""
+    roll, tries = lab.config.rollout, lab.config.env.max_turns
+    left = spoken(lab) - tries * roll.reply_length
     feedback = min(FEEDBACK, left // (2 * tries))
-    play = rollout_costs.Play(
+    return rollout_costs.Play(
         lanes=roll.lanes, turns=tries, prompt=left - (tries - 1) * feedback,
         reply=roll.reply_length, feedback=feedback, room=roll.context, chunk=roll.chunk,
-        tiles=tiles, together=roll.images,
+        tiles=_tiles(lab), together=roll.images, talks=roll.turns / tries,
     )  # fmt: skip
-    return rollout_costs.rollout(lab.model, play)
+
+
+def _learnt(lab: Lab) -> StepCost:
+    """A PPO update: the model's FLOPs are of conversations, the program's of rows of them."""
+    config, roll, ppo = lab.config, lab.config.rollout, lab.config.ppo
+    tries, tiles, length = config.env.max_turns, _tiles(lab), spoken(lab)
+    talks = -(-roll.lanes * roll.turns // tries)
+    shared = roll.context // length  # conversations in a row, which has slots for so many images
+    shared = min(shared, ppo.pictures) if tiles else shared
+
+    def update(rows: training_costs.Rows) -> StepCost:
+        return training_costs.ppo_update(
+            lab.model, rows, ppo.microbatch, ppo.epochs, ppo.minibatches,
+            ppo.kl_coef > 0 or ppo.kl_logged, ppo.frozen, ppo.moments,
+        )  # fmt: skip
+
+    alone = training_costs.Rows(talks, length, tiles=tiles, valued=tries)
+    slots = ppo.pictures if tiles else shared  # empty ones are computed too
+    rows = training_costs.Rows(
+        -(-talks // shared), roll.context, slots, tiles, None, shared * tries
+    )
+    needed, done = update(alone), update(rows)
+    return dataclasses.replace(done, flops=needed.flops, flops_recomputed=needed.flops_recomputed)
+
+
+def _tiles(lab: Lab) -> int:
+    """Tiles of the task's images; 0 if it has none."""
+    if not lab.config.pictured:
+        return 0
+    vision, size = lab.model.vision, lab.config.env.image_size
+    return math.prod(Tiling(vision.image_size, vision.max_num_tiles).canvas(size, size))
 
 
 def told(lab: Lab, name: str) -> dict[str, float]:
-    """The same as numbers of a row; a rollout has several conversations in a lane."""
-    cost, roll = work(lab, name), lab.config.rollout
-    times = roll.turns / lab.config.env.max_turns if name == "rollout" else 1
+    """The same as numbers of a row."""
+    cost = work(lab, name)
     return {
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(lab.shapes)),
-        "flops_per_step": times * cost.flops,
-        "flops_executed": times * cost.flops_executed,
+        "flops_per_step": cost.flops,
+        "flops_executed": cost.flops_executed,
         "recomputation": round(cost.recomputation, 3),
-        "bytes_per_step": times * cost.bytes.total,
+        "bytes_per_step": cost.bytes.total,
     }
 
 
 def line(row: dict[str, Any]) -> str:
     """A row of the table in Markdown."""
-    kinds = row["gib_by_kind"]
+    kinds, total, collectives = row["gib_by_kind"], row["gib_per_chip"], row["collectives"]
     shown = [row["step"], row["topology"] + f" x {row['slices']}" * (row["slices"] > 1)]
     shown.append(" x ".join(str(size) for size in row["mesh"].values()))
     shown += [f"{kinds[kind]:.2f}" if kind in kinds else "" for kind in HEAD[3:8]]
-    shown += [f"**{row['gib_per_chip']:.2f}**", str(row["hbm_gib"]), "yes" if row["fits"] else "no"]
+    shown.append("not told" if total is None else f"**{total:.2f}**")
+    shown += [str(row["hbm_gib"]), "yes" if row["fits"] else "no"]
     shown += [f"{row[name] / 1e15:.4g}" for name in ("flops_per_step", "flops_executed")]
     shown.append(f"{row['bytes_per_step'] / 1e15:.3g}")
-    shown.append(", ".join(f"{count} {kind}" for kind, count in row["collectives"].items()))
+    if collectives is None:
+        shown.append("not told")
+    else:
+        shown.append(", ".join(f"{count} {kind}" for kind, count in collectives.items()))
     return f"| {' | '.join(shown)} | {row['compile_s']:.0f} |"
 
 
@@ -308,6 +346,7 @@ def main(
         for step in steps(lab, names):
             about = {"step": step.name, "topology": topology, "slices": slices}
             about |= {"chips": lab.mesh.size, "mesh": mesh, "hbm_gib": HBM[topology.split(":")[0]]}
+            about |= {"level": LEVEL, "tokenizer": lab.config.text.tokenizer}
             row = about | told(lab, step.name) | compiled(step, about["hbm_gib"])
             rows.append(row)
             print(line(row), flush=True)

@@ -50,15 +50,22 @@ def keep(branch: Branch, step: int, tree: dict[str, PyTree], about: dict[str, An
 
 
 def resumed(
-    branch: Branch, tree: dict[str, PyTree], about: dict[str, Any], writer: RunWriter
+    branch: Branch,
+    shapes: dict[str, PyTree],
+    begin: Callable[[], dict[str, PyTree]],
+    about: dict[str, Any],
+    writer: RunWriter,
 ) -> tuple[dict[str, PyTree], dict[str, Any]]:
-    """The branch's last checkpoint and its metadata, or `tree` and `about` at step 0.
+    """The branch's last checkpoint and its metadata, or begin() and `about` at step 0.
 
-    Says so, and forgets metrics that were written after the checkpoint.
+    `shapes` are those of begin(), which isn't called where there is a checkpoint: memory has room
+    for one state. Says so, and forgets metrics that were written after the checkpoint.
     """
     step = processes.agreed(checkpoint.latest(branch.place))
-    if step is not None:
-        tree, about = checkpoint.restore(branch.place, tree, step)
+    if step is None:
+        tree = begin()
+    else:
+        tree, about = checkpoint.restore(branch.place, shapes, step)
         say(f"{branch.label}: continues after step {step}, from {branch.place}")
     writer.truncate(step or 0, branch=branch.name, seed=branch.seed)
     return tree, {"step": 0} | about
@@ -71,6 +78,11 @@ def load_params(lab: Lab, place: Place) -> tuple[PyTree, dict[str, Any]]:
     return tree["train"]["params"], about
 
 
+def last_params(lab: Lab, place: Place) -> PyTree:
+    """Parameters of the last checkpoint in a directory."""
+    return load_params(lab, place)[0]
+
+
 def fresh_params(lab: Lab, seed: int) -> PyTree:
     """Random parameters."""
     return mllama.build(lab.model, jax.random.key(seed), lab.mesh)[1]
@@ -80,11 +92,11 @@ def examples(lab: Lab, branch: Branch) -> Any:
     """The branch's dialogues: a released file's, or the expert's; ConfigError for a bad file."""
     if not lab.config.data.file:
         about = lab.study.expert(lab.config, branch.name == "base")
-        with processes.first_before("data") as writes:
+        with processes.first_before("data", shared=is_local(branch.data)) as writes:
             builder = lab.study.BUILDER(
                 config=about, data_dir=str(data_place(branch)), file_format=expert.FORMAT
             )
-            if writes or not is_local(branch.data):
+            if writes:
                 builder.download_and_prepare()
         return builder.source()
     try:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree, UInt8
 
 from gp_virl.data.pictures import encoded
 from gp_virl.model.mllama import for_decoding
@@ -48,6 +48,7 @@ def conversations(lab: Lab, play, params: PyTree, split: str) -> Iterator[dict[s
     states = jax.vmap(lambda e: game.reset(jax.random.fold_in(key, e)))(episode)
     roll = jax.device_get(play(params, game, episode, key))
     glue = ChatGlue.of(lab.tokenizer, lab.config.pictured)
+    draw = jax.jit(_drawn, out_shardings=whole(lab.mesh))
     for lane in range(len(episode)):
         turns = np.flatnonzero(roll.episode[:, lane] == lane)
         messages, images = [], []
@@ -55,7 +56,7 @@ def conversations(lab: Lab, play, params: PyTree, split: str) -> Iterator[dict[s
         for turn in turns:
             record = jax.tree.map(lambda x, turn=turn, lane=lane: x[turn, lane], roll)
             messages += exchange(lab, glue, game, record, opens)
-            images += [_picture(game, record) if opens else None, None]
+            images += [_picture(draw, game, record) if opens else None, None]
             opens = bool(record.closed)
         shown = {"image": images} if any(images) else {}
         yield (
@@ -86,11 +87,15 @@ def exchange(
     )
 
 
-def _picture(game: Any, record: episodes.Rollout) -> str | None:
+def _picture(draw, game: Any, record: episodes.Rollout) -> str | None:
     """The image in sight as PNG in base64; None for a task without images."""
     if game.image_token is None:
         return None
-    return base64.b64encode(encoded(np.asarray(game.picture(record.scene)))).decode()
+    return base64.b64encode(encoded(np.asarray(draw(game, record.scene)))).decode()
+
+
+def _drawn(game, scene) -> UInt8[Array, "h w 3"]:
+    return game.picture(scene)
 
 
 def _play(lab: Lab, params: PyTree, game, episode, key) -> episodes.Rollout:

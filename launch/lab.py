@@ -89,7 +89,8 @@ def open_lab(config: cfg.StudyConfig, devices: Sequence[jax.Device] | None = Non
         raise cfg.ConfigError(wrong.args[0]) from wrong
     if devices is None:
         check_processes(config, mesh)
-        games = {name: processes.replicated(game, mesh) for name, game in games.items()}
+        spread = processes.replicated([*games.values()], mesh)  # together: they share arrays
+        games = dict(zip(games, spread, strict=True))
     graph, shapes = mllama.abstract(model, mesh)
     play = jax.jit(
         functools.partial(_play, graph, model, config),
@@ -234,7 +235,11 @@ def define_shows() -> Callable[[], tuple[str, ...]]:
 
 
 def open_writer(workdir: Place, shows: tuple[str, ...]) -> RunWriter:
-    """The writer of workdir/metrics.jsonl and of `shows`."""
+    """The writer of workdir/metrics.jsonl and of `shows`.
+
+    Every process calls this at once; ProcessesError if they don't share the directory.
+    """
+    processes.check_shared(workdir)
     return run_writer(workdir, shows, jax.process_index())
 
 

@@ -9,7 +9,9 @@ import contextlib
 import dataclasses
 import inspect
 import os
+import secrets
 import threading
+import time
 import traceback
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -23,13 +25,16 @@ from absl import flags
 from jax.experimental import multihost_utils
 from jaxtyping import PyTree
 
+from gp_virl.places import Place, read_text, write_whole
 from gp_virl.sharding import mesh_of, whole
 from launch import watch
 
 HEARTBEAT = 50  # seconds; JAX's own 100 would let a lost machine hold the others for longer
 FINISHING = 3600  # seconds; others wait so long for process 0, which draws the figures
 NUDGE = 30.0  # seconds until a process says that it still waits for others
-PATIENCE = 5.0  # seconds in which another process's end explains an error here
+PATIENCE = 5.0  # seconds in which another process's end explains an error here that is expected
+LONG_PATIENCE = 35.0  # and one that isn't; the watch takes 30 to find that a machine is lost
+SHARING = 40.0  # seconds in which a file must show everywhere: NFS may take half a minute
 WATCH = "gp_virl/watch"  # where process 0 tells the others its watch's port and secret
 SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
 METADATA = "http://metadata.google.internal/computeMetadata/v1/instance/attributes/"
@@ -159,7 +164,8 @@ def joined(
     """Joins the others, and sees to it that if one of them ends early, all end, and say why.
 
     An error of the body is printed and ends this process: one of the `expected` kinds as a line, by
-    process 0 alone if all have it; any other with its traceback.
+    process 0 alone if all have it; any other with its traceback, unless another process turns out
+    to be gone, of which it then comes.
     """
     try:
         _initialize(place, heartbeat)
@@ -169,14 +175,17 @@ def joined(
         raise ProcessesError(f"the processes don't find each other{where}: {told}") from wrong
     watched = _watched()
     try:
+        # At once, by all: JAX's exchange of devices and its first collective wait for nobody long.
+        devices = jax.device_count()
+        together("joined")
         if watched.index == 0:
-            devices = jax.device_count()
             watch.said(f"{watched.count} processes with {devices} devices; if one ends, all end")
         yield
     except expected as wrong:
         watched.fail(f"{type(wrong).__name__}: {wrong}", PATIENCE if watched.index else 0)
-    except BaseException:
-        watched.fail(f"process {watched.index}: {traceback.format_exc()}", PATIENCE)
+    except BaseException as wrong:
+        patience = LONG_PATIENCE if isinstance(wrong, Exception) else PATIENCE
+        watched.fail(f"process {watched.index}: {traceback.format_exc()}", patience)
     watched.finish()
 
 
@@ -232,31 +241,69 @@ def together(name: str) -> None:
 
 
 @contextlib.contextmanager
-def first_before(name: str) -> Iterator[bool]:
-    """A body that process 0 runs, on its first device alone, before any other enters its own.
+def first_before(name: str, shared: bool = True) -> Iterator[bool]:
+    """A body that every process runs on its first device alone; it is told whether to make things.
 
-    It is given whether this is process 0.
+    If what is made is `shared`, process 0 makes it before any other enters its own body; else each
+    makes its own, all at once.
     """
-    first = jax.process_index() == 0
+    makes = jax.process_index() == 0 or not shared
     if jax.process_count() == 1:
         yield True
         return
-    if not first:
+    if not makes:
         together(name)
     own = mesh_of(devices=jax.local_devices()[:1])
     with jax.set_mesh(own):
-        yield first
-    if first:
+        yield makes
+    if makes:
         together(name)
 
 
+def check_shared(workdir: Place, patience: float = SHARING) -> None:
+    """ProcessesError, in all processes, unless what process 0 writes to `workdir` is there for all.
+
+    Every process calls this at once. `patience`: seconds in which the others must find it.
+    """
+    if jax.process_count() == 1:
+        return
+    number = agreed(secrets.randbits(31))
+    path = workdir / f"shared-{number}.tmp"
+    if jax.process_index() == 0:
+        write_whole(path, str(number))
+    together("written")
+    end = time.monotonic() + patience
+    while not (found := path.exists() and read_text(path) == str(number)):
+        if time.monotonic() > end:
+            break
+        time.sleep(0.5)
+    seen = np.asarray(multihost_utils.process_allgather(np.array(found, np.int32))).reshape(-1)
+    if jax.process_index() == 0:
+        path.unlink()
+    if not seen.all():
+        lost = ", ".join(map(str, np.flatnonzero(seen == 0)))
+        raise ProcessesError(
+            f"--workdir {workdir} is not shared by all processes: process 0 wrote a file there, "
+            f"and it isn't there for process {lost}; give a directory that all machines mount, or "
+            "gs://BUCKET/DIRECTORY"
+        )
+
+
 def replicated(tree: PyTree, mesh: jax.sharding.Mesh) -> PyTree:
-    """The arrays of `tree`, which every process has, whole on every device of the mesh."""
+    """The arrays of `tree`, which every process has, whole on every device of the mesh.
+
+    An array that comes several times in the tree is put there once.
+    """
     if mesh.size == 1:
         return tree
+    done: dict[int, jax.Array] = {}
 
     def put(leaf: Any) -> jax.Array:
-        value = np.asarray(leaf)
-        return jax.make_array_from_callback(value.shape, whole(mesh), lambda index: value[index])
+        if id(leaf) not in done:
+            value = np.asarray(leaf)
+            done[id(leaf)] = jax.make_array_from_callback(
+                value.shape, whole(mesh), lambda index: value[index]
+            )
+        return done[id(leaf)]
 
     return jax.tree.map(put, tree)

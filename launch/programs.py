@@ -80,7 +80,7 @@ def ppo_programs(lab: Lab) -> Ppo:
     learn = functools.partial(ppo.update, graph, rule, config.ppo, slots)
     return Ppo(
         shapes=shapes,
-        lanes=jax.tree.map(_placed, lanes, seats),
+        lanes=jax.tree.map(placed, lanes, seats),
         create=make,
         start=jax.jit(start, out_shardings=seats),
         rollout=jax.jit(play, donate_argnums=2, out_shardings=(seats, by_turn, by_turn)),
@@ -99,5 +99,6 @@ def _layout(shapes: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf: leaf.sharding, shapes)
 
 
-def _placed(leaf: Any, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
+def placed(leaf: Any, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
+    """The shape and dtype of `leaf`, laid out so."""
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ PAPER_LAMBDA = "virl"  # its name in evals.flops
 HELD_OUT = "held_out"  # the game of the routes kept from all training
 MINI = "mini"  # a style: the nine cities of the small benchmark
 HOST_SHARE = 4  # of the host's memory, panoramas that it keeps take one part in so many
+ON_THIS_HOST = ("SLURM_NTASKS_PER_NODE", "OMPI_COMM_WORLD_LOCAL_SIZE")  # of Slurm and Open MPI
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,10 +157,39 @@ def _kept_by_host(
     about: str,
 ) -> HostViews:
     """The views of panoramas that are loaded along the routes, not before."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    after = following(bank, len(turned))
-    store = PanoramaStore(load, after, pictured.width, memory // HOST_SHARE, about)
+    most = host_memory() // processes_here(os.environ) // HOST_SHARE
+    store = PanoramaStore(load, following(bank, len(turned)), pictured.width, most, about)
     return HostViews.build(store, turned, pictured.size, pictured.layout)
+
+
+def host_memory(
+    groups: Path = Path("/proc/self/cgroup"), limits: Path = Path("/sys/fs/cgroup")
+) -> int:
+    """Bytes that this host's processes may use: its memory, or what control groups leave of it.
+
+    `groups` names the groups of this process, whose folders lie in `limits`: those of Linux, of
+    version 2 or 1; without them nothing is limited.
+    """
+    least = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for line in groups.read_text().splitlines() if groups.is_file() else ():
+        _, controllers, path = line.split(":", 2)
+        home, name = limits, "memory.max"
+        if controllers:  # version 1
+            home, name = limits / "memory", "memory.limit_in_bytes"
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        inner = home / path.lstrip("/")  # every group around it limits it too
+        for file in (folder / name for folder in (inner, *inner.parents)):
+            if file.is_relative_to(home) and file.is_file():
+                said = file.read_text().strip()
+                least = min(least, int(said)) if said.isdigit() else least
+    return least
+
+
+def processes_here(environment: Mapping[str, str]) -> int:
+    """How many processes share this host: what started them says so, or all that JAX knows of."""
+    said = (environment.get(name, "") for name in ON_THIS_HOST)
+    return next((int(some) for some in said if some.isdigit() and int(some)), jax.process_count())
 
 
 def held_out(env: cfg.RouteConfig, count: int) -> Bool[np.ndarray, "routes"]:

@@ -74,15 +74,16 @@ def run_seed(lab: Lab, seed: int, workdir: Place, writer: RunWriter) -> None:
         return Branch(name, seed, workdir / f"seed{seed}" / name, workdir / "data", tokens)
 
     base = branch("base", 0)
-    fresh = branches.fresh_params(lab, seed)
+    fresh = functools.partial(branches.fresh_params, lab, seed)
     state, seen = train_sft.train(lab, base, config.base, fresh, writer, lambda *_: None)
     init = state.params
+    del state  # and its moments
     evaluate_init(lab, seed, init, seen, workdir, writer)
     ends: dict[str, Callable[[], PyTree]] = {"init": lambda: init}
     for name in ("sft", "sft_matched"):
         one, run = branch(name, seen), getattr(config, name)
         evaluate = branches.evaluator(lab, one, writer, run.steps)
-        train_sft.train(lab, one, run, init, writer, evaluate)
+        train_sft.train(lab, one, run, lambda: init, writer, evaluate)
         ends[name] = functools.partial(last_params, lab, one, init)
     one = branch("rl", seen)
     evaluate = branches.evaluator(lab, one, writer, config.ppo.updates)
@@ -95,7 +96,7 @@ def last_params(lab: Lab, branch: Branch, init: PyTree) -> PyTree:
     """The parameters at the branch's end, read anew: memory has room for few sets of them."""
     if checkpoint.latest(branch.place) is None:  # it had no steps
         return init
-    return branches.load_params(lab, branch.place)[0]
+    return branches.last_params(lab, branch.place)
 
 
 def evaluate_init(

@@ -34,13 +34,14 @@ def train(
     config = lab.config
     programs, how = ppo_programs(lab), labs.sampling(config, "sampled")
     measure = jax.jit(play_metrics, out_shardings=whole(lab.mesh))
-    state = programs.create(init)
     key = jax.random.key(branch.seed)
     deal, draw = jax.random.fold_in(key, 1), jax.random.fold_in(key, 2)
     game = lab.games["train"]
-    lanes = programs.start(game, deal)
-    tree = {"train": state, "lanes": lanes}
-    tree, about = branches.resumed(branch, tree, {"tokens": 0, "generated": 0}, writer)
+    tree, about = branches.resumed(
+        branch, {"train": programs.shapes, "lanes": programs.lanes},
+        lambda: {"train": programs.create(init), "lanes": programs.start(game, deal)},
+        {"tokens": 0, "generated": 0}, writer,
+    )  # fmt: skip
     state, lanes = tree["train"], tree["lanes"]
     trained, generated = about["tokens"], about["generated"]
     points = branches.points(config.ppo.updates, config.eval.points)

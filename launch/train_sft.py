@@ -1,6 +1,7 @@
 """Supervised fine-tuning, from scratch or from a checkpoint:
 python -m launch.train_sft --config=configs/gp_l.py:tiny --run=base|sft|sft_matched [--init=DIR]"""
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -11,6 +12,7 @@ from tqdm import tqdm
 
 from gp_virl.config import SftConfig, StudyConfig
 from gp_virl.evals import flops
+from gp_virl.io import checkpoint
 from gp_virl.metrics import RunWriter
 from gp_virl.places import Place, place
 from gp_virl.train import sft
@@ -25,16 +27,24 @@ LOG_EVERY = 20
 
 
 def train(
-    lab: Lab, branch: Branch, run: SftConfig, init: PyTree, writer: RunWriter, evaluate: Callable
+    lab: Lab,
+    branch: Branch,
+    run: SftConfig,
+    init: Callable[[], PyTree],
+    writer: RunWriter,
+    evaluate: Callable,
 ) -> tuple[TrainState, int]:
     """The trained state and the tokens of this run, those before it not counted.
 
+    init() gives the parameters to start from, if the run isn't on its way already.
     `evaluate(params, updates, compute)` is called at each of eval.points. A run that was
     interrupted goes on from its last checkpoint, with the next batch.
     """
     programs = sft_programs(lab, run)
-    tree = {"train": programs.create(init)}
-    tree, about = branches.resumed(branch, tree, {"tokens": 0, "data": None}, writer)
+    tree, about = branches.resumed(
+        branch, {"train": programs.shapes}, lambda: {"train": programs.create(init())},
+        {"tokens": 0, "data": None}, writer,
+    )  # fmt: skip
     state, tokens = tree["train"], about["tokens"]
     if about["step"] == run.steps:
         return state, tokens
@@ -80,16 +90,16 @@ def main(
     """Train the run of that name and evaluate it along the way."""
     labs.refuse_study(workdir)
     lab = labs.open_lab(config)
-    params, seen = branches.fresh_params(lab, seed), 0
+    begin, seen = functools.partial(branches.fresh_params, lab, seed), 0
     if init:
-        params, about = branches.load_params(lab, place(init))
-        seen = about["tokens_seen"]
+        seen = checkpoint.metadata(place(init))["tokens_seen"]
+        begin = functools.partial(branches.last_params, lab, place(init))
     branch = Branch(name, seed, workdir / name, workdir / "data", seen)
     writer = labs.open_writer(workdir, shows)
     run = getattr(config, name)
     evaluate = branches.evaluator(lab, branch, writer, run.steps)
     with jax.set_mesh(lab.mesh):
-        train(lab, branch, run, params, writer, evaluate)
+        train(lab, branch, run, begin, writer, evaluate)
 
 
 if __name__ == "__main__":

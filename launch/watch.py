@@ -20,9 +20,11 @@ from collections.abc import Mapping
 GONE = os.EX_TEMPFAIL  # exit status of those that end because another is gone: start all again
 FAILED = 1
 GREETING = struct.Struct("!II")  # the run's secret number, the process
+WELCOME = b"!"  # process 0's answer
 ROOM = 65  # processes that may be connecting at once
 MEETING = 60.0  # seconds in which all must have connected
 LEAD = 1.0  # seconds by which others end before process 0, on whose service their JAX depends
+UNWATCHED = "should one of them end early, the other is ended by JAX when heartbeats are missing"
 KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 4}  # seconds, seconds, times
 
 
@@ -117,10 +119,12 @@ def listening() -> tuple[socket.socket, int]:
     return server, secrets.randbits(31)
 
 
-def met(server: socket.socket, secret: int, count: int) -> dict[int, socket.socket]:
-    """Process 0's connections, by process; those that don't come in time are missing."""
+def met(
+    server: socket.socket, secret: int, count: int, meeting: float = MEETING
+) -> dict[int, socket.socket]:
+    """Process 0's connections, by process; says which don't come within `meeting` seconds."""
     peers: dict[int, socket.socket] = {}
-    end = time.monotonic() + MEETING
+    end = time.monotonic() + meeting
     with contextlib.suppress(TimeoutError), server:
         while len(peers) < count - 1:
             server.settimeout(max(0.01, end - time.monotonic()))
@@ -131,20 +135,26 @@ def met(server: socket.socket, secret: int, count: int) -> dict[int, socket.sock
                 if len(greeting) == GREETING.size:
                     number, peer = GREETING.unpack(greeting)
                     if number == secret and 0 < peer < count:
+                        connection.sendall(WELCOME)
                         peers[peer] = _kept_alive(connection)
+    if missing := [str(peer) for peer in range(1, count) if peer not in peers]:
+        said(
+            f"process 0 isn't reached by process {', '.join(missing)} of {count} within "
+            f"{meeting:.0f} s: {UNWATCHED}"
+        )
     return peers
 
 
 def reached(host: str, port: int, secret: int, index: int) -> dict[int, socket.socket]:
-    """The connection to process 0; none if it can't be reached."""
+    """The connection to process 0; none, and a line, if it can't be reached or is no longer met."""
     try:
         connection = socket.create_connection((host, port), timeout=MEETING / 2)
         connection.sendall(GREETING.pack(secret, index))
+        connection.settimeout(MEETING)  # longer than process 0 takes any in
+        if connection.recv(len(WELCOME)) != WELCOME:
+            raise ConnectionAbortedError("it closed the connection")
     except OSError as wrong:
-        said(
-            f"process {index} doesn't reach process 0 at {host}:{port} ({wrong}): should one of "
-            "them end early, the other is ended by JAX when heartbeats are missing"
-        )
+        said(f"process {index} doesn't reach process 0 at {host}:{port} ({wrong}): {UNWATCHED}")
         return {}
     return {0: _kept_alive(connection)}
 

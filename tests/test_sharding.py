@@ -71,9 +71,9 @@ def test_mistakes_are_named():
 class Device:
     """A device of one of several slices, as far as a mesh asks."""
 
-    def __init__(self, number: int, slice_index: int):
+    def __init__(self, number: int, slice_index: int, platform: str = "tpu"):
         self.id, self.slice_index, self.process_index = number, slice_index, slice_index
-        self.platform, self.device_kind = "tpu", "TPU v5 lite"
+        self.platform, self.device_kind = platform, "TPU v5 lite"
         self.coords, self.core_on_chip = (number % 2, number // 2 % 2, 0), 0
 
     def __repr__(self) -> str:
@@ -88,6 +88,14 @@ def test_slices_share_out_data_alone():
         assert {device.slice_index for device in copy.flat} == {index}
     with pytest.raises(ValueError, match="2 slices; make data a multiple of 2"):
         mesh_of(fsdp=4, tensor=2, devices=devices)
+
+
+def test_a_copy_of_the_model_may_span_machines_with_gpus():
+    """To JAX each machine is a slice."""
+    devices = [Device(number, number // 4, "gpu") for number in range(8)]
+    mesh = mesh_of(fsdp=2, tensor=4, devices=devices[::-1])
+    assert [device.id for device in mesh.devices.flat] == list(range(8))
+    assert mesh.devices.shape == (1, 2, 4)
 
 
 def test_an_axis_that_does_not_divide_stays_whole():

@@ -6,10 +6,13 @@ follow them on their routes, so these are loaded meanwhile.
 """
 
 import math
+import os
+import queue
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +25,8 @@ from gp_virl.envs.routes import RouteBank
 from gp_virl.envs.street_views import check_grid, views_of
 from gp_virl.sharding import spec
 
+Load = Callable[[int], UInt8[np.ndarray, "h w 3"]]
+
 
 class PanoramaStore:
     """P panoramas of one size, loaded by threads and kept in the host's memory.
@@ -32,7 +37,7 @@ class PanoramaStore:
 
     def __init__(
         self,
-        load: Callable[[int], UInt8[np.ndarray, "h w 3"]],
+        load: Load,
         following: Sequence[Sequence[int]],
         width: int,
         most_bytes: int,
@@ -42,22 +47,23 @@ class PanoramaStore:
         """`load(index)` reads or draws a panorama of width x width/2, in a thread of its own.
 
         `following[index]` are those that come after it. `about` is a text that differs where the
-        panoramas do. `threads` load what is asked for, as many more what follows; None: as many
-        as ThreadPoolExecutor starts.
+        panoramas do. `threads` load what is asked for, as many more what follows; None: some
+        more than there are processors, at most 32. A program that ends doesn't wait for them.
         """
         self.shape, self.about = (width // 2, width, 3), about
         self.room = max(1, most_bytes // math.prod(self.shape))
-        self._load, self._following = load, following
+        self._following = following
         self._lock = threading.Lock()
         self._kept: OrderedDict[int, Future] = OrderedDict()  # wanted longest ago first
         self._early: set[int] = set()  # those of them that nobody has asked for yet
-        self._now, self._later = ThreadPoolExecutor(threads), ThreadPoolExecutor(threads)
+        threads = threads or min(32, (os.cpu_count() or 1) + 4)
+        self._now, self._later = _Threads(load, threads), _Threads(load, threads)
 
     def fetch(self, panos: Int[Array | np.ndarray, "*b"]) -> UInt8[np.ndarray, "*b h w 3"]:
         """The panoramas of these indices, as soon as all are loaded.
 
         Indices outside 0..P-1 mean what they mean to an array on the device. Raises what `load`
-        raises for one of them; for one that follows, when that is asked for.
+        raises for one of them. What couldn't be loaded is tried anew when it is asked for again.
         """
         count, panos = len(self._following), np.asarray(panos)
         within = np.clip(np.where(panos < 0, panos + count, panos), 0, count - 1)
@@ -76,7 +82,7 @@ class PanoramaStore:
             futures = [self._needed(index) for index in wanted]
             for index in sorted(after)[: self.room - len(wanted)]:
                 if index not in self._kept:
-                    self._kept[index] = self._later.submit(self._load, index)
+                    self._kept[index] = self._later.submit(index)
                     self._early.add(index)
                 self._kept.move_to_end(index)
             while len(self._kept) > self.room:
@@ -88,12 +94,48 @@ class PanoramaStore:
 
     def _needed(self, index: int) -> Future:
         """The panorama, loaded before all that is only expected."""
+        kept = self._kept.get(index)
         waits = index in self._early and self._kept[index].cancel()
         self._early.discard(index)
-        if waits or index not in self._kept:
-            self._kept[index] = self._now.submit(self._load, index)
+        if kept is None or waits or (kept.done() and kept.exception()):
+            self._kept[index] = self._now.submit(index)
         self._kept.move_to_end(index)
         return self._kept[index]
+
+
+class _Threads:
+    """Threads that load, first come first served.
+
+    Daemons: at its end a program would wait for all that an executor's threads have yet to do.
+    """
+
+    def __init__(self, load: Load, most: int) -> None:
+        self._load, self._most, self._started = load, most, 0
+        self._waiting: queue.SimpleQueue[tuple[int, Future] | None] = queue.SimpleQueue()
+        weakref.finalize(self, self._waiting.put, None)
+
+    def submit(self, index: int) -> Future:
+        """The panorama, as soon as a thread has loaded it. Not for several threads at once."""
+        future: Future = Future()
+        self._waiting.put((index, future))
+        if self._started < self._most:
+            self._started += 1
+            args = self._load, self._waiting
+            threading.Thread(target=_serve, args=args, daemon=True).start()
+        return future
+
+
+def _serve(load: Load, waiting: queue.SimpleQueue[tuple[int, Future] | None]) -> None:
+    """Loads what waits until there comes None, which is left for the other threads."""
+    while (asked := waiting.get()) is not None:
+        index, future = asked
+        if future.set_running_or_notify_cancel():
+            try:
+                future.set_result(load(index))
+            except BaseException as error:
+                future.set_exception(error)
+        del asked, future  # a waiting thread keeps no panorama
+    waiting.put(None)
 
 
 @struct.dataclass

@@ -159,7 +159,7 @@ class Work:
     cross_scores: int = 0  # attention of tokens to features
     head: int = 0
     value_head: int = 0
-    patches: int = 0  # pixels to patch embeddings
+    patches: int = 0  # pixels to patch embeddings, and their places
     tower_weights: int = 0  # as self_weights, of the vision tower
     tower_down: int = 0  # of the local layers; the global ones' outputs are gated
     tower_scores: int = 0
@@ -174,9 +174,9 @@ class Work:
             *map(sum, zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True))
         )
 
-    def repeated(self, times: int) -> "Work":
-        """The same, done that often."""
-        return Work(*(times * flops for flops in dataclasses.astuple(self)))
+    def repeated(self, times: float) -> "Work":
+        """The same, done that often on average."""
+        return Work(*(round(times * flops) for flops in dataclasses.astuple(self)))
 
     def weighted(self, **times: float) -> int:
         """Total with each part as often as `times` says, once where it says nothing."""
@@ -253,8 +253,11 @@ def images(config: ModelConfig, count: int, tiles: int) -> Work:
     total = vision.num_hidden_layers + vision.num_global_layers
     tokens = tower_tokens(config)
     down = 2 * tokens * vision.num_hidden_layers * width * inner
+    # Rows of tables picked by products: a patch's place, and a tile's before and after the layers.
+    picked = (len(vision.supported_aspect_ratios) + 1) * (vision.num_patches + 2)
+    patches = (vision.num_patches - 1) * _patch(config) + picked
     work = Work(
-        patches=2 * vision.max_num_tiles * (vision.num_patches - 1) * _patch(config) * width,
+        patches=2 * vision.max_num_tiles * patches * width,
         tower_weights=2 * tokens * total * (4 * width**2 + 2 * width * inner) - down,
         tower_down=down,
         tower_scores=4 * width * total * tokens**2,

@@ -14,12 +14,13 @@ from gp_virl.model.config import ModelConfig
 
 @dataclass(frozen=True)
 class Play:
-    """R = `turns` replies of B = `lanes` lanes, the longest there can be.
+    """`talks` conversations, one after another, in each of B = `lanes` lanes.
 
-    A conversation begins with `prompt` tokens; each next turn adds `feedback` tokens behind the
-    reply of `reply` tokens. After the last turn the next conversation's prompt is read, for its
-    value. A lane has `room` tokens, read `chunk` at a time. Both conversations have an image of
-    `tiles` tiles (0: there are none), encoded `together` lanes at a time.
+    All are alike: a `prompt` and `turns` replies of `reply` tokens each, with `feedback` tokens
+    before each reply but the first. After the last turn the next conversation's prompt is read,
+    for its value. A lane has `room` tokens, read `chunk` at a time. Every conversation, the next
+    one too, has an image of `tiles` tiles (0: there are none), encoded `together` lanes at a time.
+    A rollout that ends within a conversation has a fraction of one more.
     """
 
     lanes: int
@@ -31,6 +32,7 @@ class Play:
     chunk: int
     tiles: int = 0
     together: int = 1
+    talks: float = 1
 
     def __post_init__(self):
         if self.spoken > self.room:
@@ -45,20 +47,26 @@ class Play:
         return self.prompt + self.turns * self.reply + (self.turns - 1) * self.feedback
 
     @property
-    def chunks(self) -> int:
+    def chunks(self) -> float:
         """Chunks read in the whole rollout; a reply's last token is read with what follows it."""
-        later = -(-(self.feedback + 1) // self.chunk)
-        return 2 * -(-self.prompt // self.chunk) + (self.turns - 1) * later
+        first, later = (-(-tokens // self.chunk) for tokens in (self.prompt, self.feedback + 1))
+        return self.talks * (first + (self.turns - 1) * later) + first
 
     @property
-    def steps(self) -> int:
+    def replies(self) -> float:
+        """Replies of each lane."""
+        return self.talks * self.turns
+
+    @property
+    def steps(self) -> float:
         """Tokens decoded; the first of each reply comes from the context's hidden state."""
-        return self.turns * (self.reply - 1)
+        return self.replies * (self.reply - 1)
 
     @property
-    def encodings(self) -> int:
+    def encodings(self) -> float:
         """Calls of the vision tower."""
-        return 2 * -(-self.lanes // min(self.together, self.lanes)) if self.tiles else 0
+        each = -(-self.lanes // min(self.together, self.lanes))
+        return (self.talks + 1) * each if self.tiles else 0
 
 
 def prefill_chunk(config: ModelConfig, lanes: int, chunk: int, room: int, tiles: int = 0) -> Work:
@@ -76,39 +84,48 @@ def decode_step(config: ModelConfig, lanes: int, room: int, reply: int, tiles: i
 
 
 def needed(config: ModelConfig, play: Play) -> Work:
-    """One pass over every lane's conversation and over the prompt of the next."""
-    read = play.spoken - 1  # nobody asks what follows the last token
-    tokens, pairs = read + play.prompt, costs.causal_pairs(read) + costs.causal_pairs(play.prompt)
-    speech = costs.heads(config, play.turns * play.reply, play.turns + 1)
-    if not play.tiles:
-        return (costs.text(config, tokens, pairs) + speech).repeated(play.lanes)
-    each = costs.features(config, play.tiles)
-    lane = costs.text(config, tokens, pairs, tokens * each) + speech
-    sight = costs.looked_at(config, 2 * each) + costs.images(config, 2, play.tiles)
-    return (lane + sight).repeated(play.lanes)
+    """One pass over every lane's conversations and over the prompt of the next."""
+    talk = _read(config, play.spoken - 1, play.tiles)  # nobody asks what follows the last token
+    talk += costs.heads(config, play.turns * play.reply, play.turns)
+    next_prompt = _read(config, play.prompt, play.tiles) + costs.heads(config, 0, 1)
+    return talk.repeated(play.lanes * play.talks) + next_prompt.repeated(play.lanes)
+
+
+def _read(config: ModelConfig, tokens: int, tiles: int) -> Work:
+    """One pass over so many tokens, and over the image that they look at."""
+    pairs = costs.causal_pairs(tokens)
+    if not tiles:
+        return costs.text(config, tokens, pairs)
+    each = costs.features(config, tiles)
+    sight = costs.looked_at(config, each) + costs.images(config, 1, tiles)
+    return costs.text(config, tokens, pairs, tokens * each) + sight
 
 
 def executed(config: ModelConfig, play: Play) -> Work:
     """What the program does."""
     chunk = prefill_chunk(config, play.lanes, play.chunk, play.room, play.tiles)
     step = decode_step(config, play.lanes, play.room, play.reply, play.tiles)
-    first = costs.heads(config, play.turns * play.lanes, (play.turns + 1) * play.lanes)
-    work = chunk.repeated(play.chunks) + step.repeated(play.steps) + first
+    first = costs.heads(config, play.lanes, play.lanes).repeated(play.replies)
+    last = costs.heads(config, 0, play.lanes)
+    work = chunk.repeated(play.chunks) + step.repeated(play.steps) + first + last
     if not play.tiles:
         return work
-    pictures = play.encodings * min(play.together, play.lanes)
+    pictures = min(play.together, play.lanes)
     seen = costs.looked_at(config, pictures * costs.features(config, play.tiles))
-    return work + seen + costs.images(config, pictures, play.tiles)
+    return work + (seen + costs.images(config, pictures, play.tiles)).repeated(play.encodings)
 
 
 def traffic(config: ModelConfig, play: Play) -> Bytes:
-    """Weights are read once for each chunk, token step and call of the tower; caches are too."""
+    """Weights are read once for each chunk, token step and call of the tower; caches are too.
+
+    They are cast once.
+    """
     whole, each = costs.parameters(config), SIZES[config.dtype]
     decoder = whole.self_layers + (whole.cross_layers if play.tiles else 0)
     sight = whole.named("vision", "projector", "cross_kv")
     reads = (
         (play.chunks + play.steps) * decoder
-        + play.turns * play.reply * whole.head
+        + play.replies * play.reply * whole.head
         + play.encodings * sight
     )
     cast = whole.total * (SIZES[config.param_dtype] + each)
@@ -121,8 +138,10 @@ def traffic(config: ModelConfig, play: Play) -> Bytes:
         crosses = len(config.cross_attention_layers)
         features = play.lanes * costs.features(config, play.tiles) * _cached(config, crosses)
     read = (play.chunks + play.steps) * (held + features) + play.steps * reply
-    merged = 2 * play.turns * reply  # replies move behind their contexts
-    return Bytes(weights=cast + reads * each, caches=read + new + merged + 2 * features)
+    merged = 2 * play.replies * reply  # replies move behind their contexts
+    seen = (play.talks + 1) * features  # written
+    caches = read + new + merged + seen
+    return Bytes(weights=cast + round(reads * each), caches=round(caches))
 
 
 def rollout(config: ModelConfig, play: Play) -> StepCost:

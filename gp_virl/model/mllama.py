@@ -113,7 +113,11 @@ class Mllama(nnx.Module):
 
     def logits(self, hidden: Float[Array, "*b D"]) -> Float[Array, "*b V"]:
         """Float32 logits; rows of the embedding beyond V (image placeholders) have none."""
-        logits = self.lm_head(hidden).astype(jnp.float32)
+        # Not rounded to the activations' dtype, as training doesn't round them either.
+        rows, kernel = hidden.reshape(-1, hidden.shape[-1]), self.lm_head.kernel[...]
+        logits = jnp.matmul(
+            rows, kernel.astype(hidden.dtype), preferred_element_type=jnp.float32
+        ).reshape(*hidden.shape[:-1], -1)
         return constrain(logits, "batch", *[None] * (logits.ndim - 2), "vocab")
 
     def value(self, hidden: Float[Array, "*b D"]) -> Float[Array, "*b"]:

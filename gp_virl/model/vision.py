@@ -148,6 +148,12 @@ class VisionEncoder(nnx.Module):
         return x, outputs if order == sorted(set(order)) else outputs[jnp.array(order)]
 
 
+def _rows(table: Float[Array, "K *s"], ids: Int[Array, "B"]) -> Float[Array, "B *s"]:
+    """table[ids] as a product, exactly: a TPU's compiler can fail to find room for the gather."""
+    picked = jax.nn.one_hot(ids, table.shape[0], dtype=table.dtype)
+    return jnp.tensordot(picked, table, 1, precision=jax.lax.Precision.HIGHEST)
+
+
 class TileEmbedding(nnx.Module):
     """HF MllamaPrecomputedAspectRatioEmbedding: where a tile stands in its image."""
 
@@ -161,7 +167,7 @@ class TileEmbedding(nnx.Module):
     def __call__(
         self, x: Float[Array, "B M P w"], aspect_ratio_ids: Int[Array, "B"]
     ) -> Float[Array, "B M P w"]:
-        place = jnp.take(self.embedding[...], aspect_ratio_ids, axis=0, mode="clip")
+        place = _rows(self.embedding[...], aspect_ratio_ids)
         return x + (place * jnp.tanh(self.gate[...])).astype(x.dtype)[:, :, None]
 
 
@@ -183,7 +189,7 @@ class PositionEmbedding(nnx.Module):
         self, x: Float[Array, "B M P w"], aspect_ratio_ids: Int[Array, "B"]
     ) -> Float[Array, "B M P w"]:
         gate = jnp.tanh(self.gate[...])
-        of_tile = jnp.take(self.tile_embedding[...], aspect_ratio_ids, axis=0, mode="clip")
+        of_tile = _rows(self.tile_embedding[...], aspect_ratio_ids)
         return x + ((1 - gate) * self.embedding[...] + gate * of_tile).astype(x.dtype)
 
 

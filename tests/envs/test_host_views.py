@@ -60,6 +60,25 @@ assert sorted(loads.numbers) == list(range(COUNT))
 print("same")
 """
 
+ENDS_EARLY = """
+import sys, time
+import numpy as np
+from tests.envs.test_host_views import BYTES, PANORAMAS, WIDTH
+from gp_virl.envs.host_views import PanoramaStore
+
+def load(index):
+    if index:
+        time.sleep(1)
+    return PANORAMAS[0]
+
+after = [range(1, 300)] + [[]] * 299
+store = PanoramaStore(load, after, WIDTH, 300 * BYTES, "slow", 2)
+store.fetch(np.array([0]))
+if sys.argv[1] == "interrupted":
+    raise KeyboardInterrupt
+print("over")
+"""
+
 
 class Loads:
     """Loads panoramas, notes which, and waits before those that `gates` has, until it is open."""
@@ -188,7 +207,8 @@ def test_those_wanted_longest_ago_go_first() -> None:
 def test_what_nobody_asked_for_is_not_loaded_when_it_has_to_go() -> None:
     loads = Loads(gates=(1,))
     store = host(loads, room=4, threads=1).store
-    store.fetch(np.array([0, 5]))  # 6 waits behind 1
+    store.fetch(np.array([0, 5]))
+    assert loads.begun[1].wait(SECONDS)  # 6 waits behind it
     store.fetch(np.array([8, 2, 10]))
     loads.gates[1].set()
     settled(store)
@@ -220,6 +240,57 @@ def test_what_cannot_be_loaded_is_named_when_it_is_asked_for() -> None:
     with pytest.raises(StreetViewError, match="views/n3.jpg"):
         views.store.fetch(np.array([3]))
     np.testing.assert_array_equal(views.store.fetch(np.array([4])), PANORAMAS[[4]])
+
+
+def test_what_could_not_be_loaded_once_is_tried_again() -> None:
+    loads, broken = Loads(), [1, 4]
+
+    def load(index: int) -> np.ndarray:
+        found = loads(index)
+        if index in broken:
+            broken.remove(index)
+            raise OSError("stale file handle")
+        return found
+
+    store = host(load).store
+    store.fetch(np.array([0]))
+    with pytest.raises(OSError, match="stale"):
+        store._kept[1].result(SECONDS)  # ahead of need
+    np.testing.assert_array_equal(store.fetch(np.array([1])), PANORAMAS[[1]])
+    with pytest.raises(OSError, match="stale"):
+        store.fetch(np.array([4]))
+    np.testing.assert_array_equal(store.fetch(np.array([4, 1])), PANORAMAS[[4, 1]])
+    assert loads.numbers.count(1) == loads.numbers.count(4) == 2
+
+
+def test_threads_end_with_their_store() -> None:
+    before = set(threading.enumerate())
+    store = host(Loads()).store
+    store.fetch(np.array([0, 4, 8]))
+    settled(store)
+    started = set(threading.enumerate()) - before
+    assert len(started) == 4
+    del store
+    for thread in started:
+        thread.join(SECONDS)
+        assert not thread.is_alive()
+
+
+@pytest.mark.parametrize("how", ["finished", "interrupted"])
+def test_a_program_that_ends_does_not_wait_for_what_is_read_ahead(how: str) -> None:
+    """299 panoramas of a second each, two at a time."""
+    run = subprocess.run(
+        [sys.executable, "-c", ENDS_EARLY, how],
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": os.getcwd()},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=3 * SECONDS,
+    )
+    if how == "finished":
+        assert (run.stdout, run.returncode) == ("over\n", 0), run.stderr[-3000:]
+    else:
+        assert run.stderr.strip().endswith("KeyboardInterrupt"), run.stderr[-3000:]
 
 
 def test_views_that_are_none_are_refused() -> None:

@@ -152,7 +152,8 @@ def test_the_released_tower_by_hand() -> None:
     assert work.tower_scores == 40 * 4 * 1280 * 6432**2
     assert work.tower_weights + work.tower_down == 40 * 2 * 6432 * (4 * 1280**2 + 8 * 1280**2)
     assert work.projector == 2 * 4 * 1601 * 7680 * 4096
-    assert work.patches == 2 * 4 * 1600 * 588 * 1280
+    # pixels; rows of a table of nine, for the places of patches and of a tile, twice
+    assert work.patches == 2 * 4 * (1600 * 588 + 9 * (1601 + 1 + 1)) * 1280
     assert costs.images(preset("11b"), 0, 0).total == 0
 
 

@@ -94,8 +94,8 @@ def traced(play: Play, trips: tuple[int, ...]) -> int:
     def played(model):
         lanes = episodes.start(game, key, jnp.arange(play.lanes), play.room)
         return episodes.rollout(
-            model, game, lanes, key, key, Sampling.of(1.0), play.turns, play.reply, play.chunk,
-            play.together,
+            model, game, lanes, key, key, Sampling.of(1.0), round(play.replies), play.reply,
+            play.chunk, play.together,
         )  # fmt: skip
 
     return count_of(ODD, played).total(trips)
@@ -117,6 +117,24 @@ def test_a_rollout_with_images() -> None:
     trips = (3, 4, play.reply - 1, 3, 4)
     assert traced(play, trips) == executed(ODD, play).total
     assert play.encodings == 3 + 3
+
+
+@pytest.mark.parametrize("tiles", [0, 4])
+def test_a_rollout_of_several_conversations(tiles: int) -> None:
+    """Each is read, seen and answered; the prompt behind the last one is read and seen once."""
+    play = dataclasses.replace(PLAY, lanes=5, turns=1, tiles=tiles, together=2, talks=3)
+    look = (3,) if tiles else ()
+    trips = (*look, 4, play.reply - 1, *look, 4)
+    assert traced(play, trips) == executed(ODD, play).total
+    assert play.encodings == (3 * 3 + 3 if tiles else 0)
+    one, part = (dataclasses.replace(play, talks=talks) for talks in (1, 1.5))
+    next_prompt = needed(ODD, dataclasses.replace(play, talks=0)).total
+    talk = needed(ODD, one).total - next_prompt
+    assert needed(ODD, play).total == 3 * talk + next_prompt
+    assert needed(ODD, part).total == 1.5 * talk + next_prompt
+    words = costs.text(ODD, 20, costs.causal_pairs(20), 20 * 148 if tiles else None)
+    seen = costs.images(ODD, 1, 4) + costs.looked_at(ODD, 148) if tiles else costs.Work()
+    assert next_prompt == 5 * (words + seen + costs.heads(ODD, 0, 1)).total
 
 
 def test_needed_is_one_pass_over_the_conversations() -> None:
@@ -177,3 +195,8 @@ def test_traffic_by_hand() -> None:
     new = 4 * token * (10 * 6 + PLAY.steps + 2 * 3 * 8)
     assert moved.caches == held + new
     assert moved.total == moved.weights + moved.caches
+    # Of two conversations the weights are cast once, and one prompt is read behind them.
+    both = traffic(config, dataclasses.replace(PLAY, talks=2))
+    more = (passes - 4) * whole.self_layers + 3 * 8 * whole.head
+    assert both.weights - moved.weights == 2 * more
+    assert both.caches - moved.caches == held + new - 4 * token * 4 * (64 + 6)

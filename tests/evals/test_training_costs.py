@@ -7,11 +7,12 @@ import jax.numpy as jnp
 import optax
 import pytest
 
-from gp_virl.config import PpoConfig
+from gp_virl.config import FROZEN_CHOICES, PpoConfig
 from gp_virl.envs.api import Task
 from gp_virl.evals import costs
 from gp_virl.evals.program_flops import program_flops
 from gp_virl.evals.training_costs import (
+    FROZEN,
     Rows,
     forward,
     gradient_flops,
@@ -22,6 +23,7 @@ from gp_virl.evals.training_costs import (
 from gp_virl.model.config import ATTENTIONS, ModelConfig, preset
 from gp_virl.model.mllama import abstract
 from gp_virl.train import ppo, rows, sft
+from gp_virl.train import state as states
 from gp_virl.train.state import create
 from tests.evals.test_costs import ODD, TINY, Spec
 from tests.train.test_rows import made_up_rollout
@@ -137,6 +139,16 @@ def test_frozen_parts(frozen: str, remat: bool) -> None:
     step = sft_step(config, PICTURED, 4, frozen)
     assert sft_flops(config, PICTURED, 4, frozen) == step.flops_executed
     assert step.flops < sft_step(config, PICTURED, 4).flops
+
+
+@pytest.mark.parametrize("frozen", FROZEN_CHOICES)
+def test_frozen_parts_are_those_of_training(frozen: str) -> None:
+    """As many parameters by formula as in the arrays that training leaves as they are."""
+    assert FROZEN.keys() == states.FROZEN.keys() == set(FROZEN_CHOICES)
+    params = abstract(ODD)[1]
+    still = [params[part] for part in states.FROZEN[frozen]]
+    count = sum(leaf.size for leaf in jax.tree.leaves(still))
+    assert costs.parameters(ODD).named(*FROZEN[frozen]) == count
 
 
 @pytest.mark.parametrize(("remat", "shape"), [(True, TEXT), (False, PICTURED)])

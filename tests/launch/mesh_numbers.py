@@ -23,7 +23,7 @@ CHANGES = {"env.image_size": 48, "model.remat": True, "ppo.value_shapes_decoder"
 CHANGES |= {"sft.batch_size": 16, "sft.microbatch": 8, "sft.pictures": 2}
 CHANGES |= {"rollout.lanes": 8, "rollout.turns": 3, "rollout.images": 8, "rollout.reply_length": 20}
 CHANGES |= {"ppo.epochs": 2, "ppo.minibatches": 1, "ppo.microbatch": 8, "ppo.learning_rate": 1e-3}
-CHANGES |= {"eval.lanes": 8}
+CHANGES |= {"eval.lanes": 8, "sft.weight_decay": 0.0, "sft.moments": "bfloat16"}
 
 
 def changed(mesh: list[int]) -> cfg.StudyConfig:
@@ -41,9 +41,13 @@ def plain(x) -> list:
     return np.asarray(x, np.float64).tolist()
 
 
-def weights_of(params) -> list[float]:
-    """The norm of every array."""
-    return [float(jnp.linalg.norm(leaf.astype(jnp.float32))) for leaf in jax.tree.leaves(params)]
+def prints_of(params) -> dict[str, float]:
+    """Of every array a sum with random signs and sizes: another order gives another number."""
+    found = {}
+    for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
+        weights = np.random.default_rng(leaf.size).standard_normal(leaf.shape)
+        found[jax.tree_util.keystr(path)] = float((np.asarray(leaf, np.float64) * weights).sum())
+    return found
 
 
 def opened(params):
@@ -69,7 +73,7 @@ def fine_tuned(lab, params) -> dict:
     for _ in range(2):
         state, metrics = programs.update(state, batch)
         found.append({name: float(x) for name, x in metrics.items()})
-    return {"sft": found, "sft_weights": weights_of(state.params)}
+    return {"sft": found, "sft_weights": prints_of(state.params)}
 
 
 def reinforced(lab, params) -> dict:
@@ -89,7 +93,7 @@ def reinforced(lab, params) -> dict:
         found.append({"seen": seen, "told": told | {"following": plain(following)}} | numbers)
     for laid, shape in zip(jax.tree.leaves(state), jax.tree.leaves(programs.shapes), strict=True):
         assert laid.sharding.is_equivalent_to(shape.sharding, laid.ndim), (laid.sharding, shape)
-    return {"ppo": found, "ppo_weights": weights_of(state.params)}
+    return {"ppo": found, "ppo_weights": prints_of(state.params)}
 
 
 def main(meshes: list[str]) -> None:
@@ -98,7 +102,8 @@ def main(meshes: list[str]) -> None:
         lab = labs.open_lab(changed([int(size) for size in text.split(",")]))
         with jax.set_mesh(lab.mesh):
             params = opened(branches.fresh_params(lab, 0))
-            found = fine_tuned(lab, params) | reinforced(lab, params)
+            found = {"weights": prints_of(params)}
+            found |= fine_tuned(lab, params) | reinforced(lab, params)
         print(json.dumps(found), flush=True)
 
 

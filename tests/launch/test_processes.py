@@ -1,15 +1,19 @@
 """Several processes give one process's numbers, end together, and go on with other processes."""
 
+import contextlib
 import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -50,7 +54,9 @@ def main():
     writer, fresh = lab.open_writer(place, ()), branches.fresh_params(opened, 0)
     base = branches.Branch("base", 0, place / "base", place / "data", 0)
     with jax.set_mesh(opened.mesh):
-        state, seen = train_sft.train(opened, base, config.base, fresh, writer, lambda *_: None)
+        state, seen = train_sft.train(
+            opened, base, config.base, lambda: fresh, writer, lambda *_: None
+        )
         dialogues.write(opened, {"base": lambda: state.params}, 0, place / "transcripts.jsonl")
         rl = branches.Branch("rl", 0, place / "rl", place / "data", seen)
 
@@ -91,10 +97,92 @@ else:
 """
 
 
+# What two processes of two devices each do with a work directory that isn't shared, and with one
+# that is, with data and with arrays; then one has an error that isn't expected.
+PAIR = """
+import json, sys
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from gp_virl.sharding import mesh_of
+from launch import processes
+
+index, shared, told = int(sys.argv[2]), Path(sys.argv[3]), []
+processes.LONG_PATIENCE = 0.5
+member = processes.Member(f"localhost:{sys.argv[1]}", 2, index)
+with processes.joined(member, 100, (processes.ProcessesError,)):
+    for place in (shared, shared / str(index)):
+        try:
+            processes.check_shared(place, patience=0.1)
+            told.append("shared")
+        except processes.ProcessesError as wrong:
+            told.append(str(wrong).replace(str(shared), "DIR"))
+    assert index or not [*shared.rglob("shared-*")]  # process 0 removes what it wrote
+    with processes.first_before("mine", shared=False) as makes:
+        told.append(makes)
+    with processes.first_before("ours") as makes:
+        told.append(makes)
+    same = np.arange(6).reshape(2, 3)
+    games = [{"a": same, "b": np.float32(0.5)}, {"a": same}]
+    spread = processes.replicated(games, mesh_of(2, 2))
+    told.append(spread[0]["a"] is spread[1]["a"])
+    for leaf, value in zip(jax.tree.leaves(spread), jax.tree.leaves(games), strict=True):
+        assert leaf.is_fully_replicated and len(leaf.sharding.device_set) == 4
+        assert len(leaf.addressable_shards) == 2
+        for shard in leaf.addressable_shards:
+            np.testing.assert_array_equal(shard.data, value)
+    (shared / f"{index}.json").write_text(json.dumps(told))
+    if index:
+        raise KeyError("unexpected")
+    processes.together("never")
+"""
+
+
 def free_port() -> int:
     with socket.socket() as one:
         one.bind(("localhost", 0))
         return one.getsockname()[1]
+
+
+class Running:
+    """A process with its output in files: no pipe is full while others are waited for."""
+
+    def __init__(self, program: str, *words: str, env: dict[str, str] | None = None) -> None:
+        self.files = [tempfile.TemporaryFile() for _ in range(2)]  # noqa: SIM115 - closed by stop
+        out, errors = self.files
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", program, *words],
+            cwd=ROOT, env=os.environ | (env or {}), stdout=out, stderr=errors,
+        )  # fmt: skip
+
+    def ended(self, seconds: float) -> subprocess.CompletedProcess:
+        """How it ended, within so many seconds."""
+        status = self.process.wait(timeout=seconds)
+        return subprocess.CompletedProcess(self.process.args, status, *self.said())
+
+    def said(self) -> list[str]:
+        """Its stdout and stderr until now, read without moving the positions where it writes."""
+        return [os.pread(file.fileno(), 1 << 24, 0).decode() for file in self.files]
+
+    def stop(self) -> None:
+        """Kills it, if it still runs."""
+        self.process.kill()
+        self.process.wait()
+        for file in self.files:
+            file.close()
+
+
+@contextlib.contextmanager
+def stopped_at_end() -> Iterator[list[Running]]:
+    """A list of processes, of which none is left in the end."""
+    running: list[Running] = []
+    try:
+        yield running
+    finally:
+        for one in running:
+            one.stop()
 
 
 # Flags and environments.
@@ -191,10 +279,71 @@ def test_one_process_agrees_with_itself_and_waits_for_nobody() -> None:
         assert first
 
 
-def test_replicated_arrays_keep_their_values() -> None:
-    tree = {"a": np.arange(6).reshape(2, 3), "b": jnp.float32(0.5)}
-    mesh = jax.make_mesh((1,), ("data",))
-    assert processes.replicated(tree, mesh) is tree
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory) -> tuple[list[subprocess.CompletedProcess], list[list]]:
+    """Two processes that ran PAIR, as they ended, and what each found."""
+    port, place = str(free_port()), tmp_path_factory.mktemp("pair")
+    quick = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    with stopped_at_end() as running:
+        for index in range(2):
+            running.append(Running(PAIR, port, str(index), str(place), env=quick))
+        ends = [one.ended(120) for one in running]
+    found = [place / f"{index}.json" for index in range(2)]
+    assert all(path.exists() for path in found), [one.stderr for one in ends]
+    return ends, [json.loads(path.read_text()) for path in found]
+
+
+def test_a_work_directory_that_is_not_shared_is_refused_by_all(pair) -> None:
+    for index, (shared, own, *_) in enumerate(pair[1]):
+        assert shared == "shared"
+        assert own.startswith(f"--workdir DIR/{index} is not shared by all processes: process 0")
+        assert "isn't there for process 1; give a directory that all machines mount" in own
+
+
+def test_what_is_not_shared_is_made_by_all(pair) -> None:
+    assert [found[2:4] for found in pair[1]] == [[True, True], [True, False]]
+
+
+def test_replicated_arrays_keep_their_values_and_lie_there_once(pair) -> None:
+    assert [found[4:] for found in pair[1]] == [[True], [True]]
+
+
+def test_an_unexpected_error_is_told_after_a_while(pair) -> None:
+    assert [one.returncode for one in pair[0]] == [watch.FAILED] * 2
+    zero, one = (each.stderr for each in pair[0])
+    assert "process 1: Traceback" in one and "KeyError: 'unexpected'" in one
+    assert "process 0: process 1 of 2 stopped with an error that it told" in zero
+    assert "Traceback" not in zero
+
+
+@pytest.mark.parametrize(
+    ("error", "patience"),
+    [(RuntimeError, processes.LONG_PATIENCE), (ProcessesError, 5.0), (KeyboardInterrupt, 5.0)],
+)
+def test_an_error_waits_for_the_watch_to_find_a_lost_machine(
+    monkeypatch: pytest.MonkeyPatch, error: type[BaseException], patience: float
+) -> None:
+    """Its silence takes 30 seconds to be sure of, but what is expected comes of no lost machine."""
+    told = []
+
+    class Seen:
+        index, count = 1, 2
+
+        def fail(self, text: str, seconds: float) -> None:
+            told.append((text.strip().splitlines()[-1], seconds))
+
+        def finish(self) -> None:
+            pass
+
+    monkeypatch.setattr(processes, "_initialize", lambda *_: None)
+    monkeypatch.setattr(processes, "_watched", Seen)
+    with processes.joined(None, 50, (ProcessesError,)):
+        raise error("of itself")
+    assert [(text.split(".")[-1], seconds) for text, seconds in told] == [
+        (f"{error.__name__}: of itself", patience)
+    ]
+    silence = watch.KEEPALIVE["TCP_KEEPINTVL"] * watch.KEEPALIVE["TCP_KEEPCNT"]
+    assert watch.KEEPALIVE["TCP_KEEPIDLE"] + silence < processes.LONG_PATIENCE
 
 
 # The watch.
@@ -203,22 +352,20 @@ def test_replicated_arrays_keep_their_values() -> None:
 def watched(*what: str) -> list[subprocess.CompletedProcess]:
     """Processes that watch each other, as they ended."""
 
-    def start(index: int, *more: str) -> subprocess.Popen:
-        return subprocess.Popen(
-            [sys.executable, "-c", WATCHED, str(index), str(len(what)), *more, what[index]],
-            cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
+    def start(index: int, *more: str) -> Running:
+        return Running(WATCHED, str(index), str(len(what)), *more, what[index])
 
-    first = start(0)
-    meeting = first.stdout.readline().split()
-    with socket.create_connection(("localhost", int(meeting[0]))) as stranger:
-        stranger.sendall(watch.GREETING.pack(int(meeting[1]) ^ 1, 1))
-    started = [first] + [start(index, *meeting) for index in range(1, len(what))]
-    ends = [one.communicate(timeout=25) for one in started]
-    return [
-        subprocess.CompletedProcess(one.args, one.returncode, *end)
-        for one, end in zip(started, ends, strict=True)
-    ]
+    with stopped_at_end() as running:
+        running.append(start(0))
+        end = time.monotonic() + 30
+        while not (told := running[0].said()[0]).endswith("\n"):
+            assert time.monotonic() < end, running[0].said()
+            time.sleep(0.02)
+        meeting = told.split()
+        with socket.create_connection(("localhost", int(meeting[0]))) as stranger:
+            stranger.sendall(watch.GREETING.pack(int(meeting[1]) ^ 1, 1))
+        running += [start(index, *meeting) for index in range(1, len(what))]
+        return [one.ended(60) for one in running]
 
 
 @pytest.mark.parametrize("gone", [0, 2])
@@ -249,11 +396,44 @@ def test_process_0_that_is_out_of_reach_is_told(capfd: pytest.CaptureFixture) ->
     assert "process 3 doesn't reach process 0" in capfd.readouterr().err
 
 
+def test_who_is_missing_is_told_by_process_0(capfd: pytest.CaptureFixture) -> None:
+    server, secret = watch.listening()
+    found: dict[int, socket.socket] = {}
+    port = server.getsockname()[1]
+    peer = threading.Thread(
+        target=lambda: found.update(watch.reached("localhost", port, secret, 2))
+    )
+    peer.start()
+    peers = watch.met(server, secret, 4, meeting=1.0)
+    peer.join()
+    assert peers.keys() == {2} and found.keys() == {0}
+    assert "process 0 isn't reached by process 1, 3 of 4 within 1 s" in capfd.readouterr().err
+    for connection in (*peers.values(), *found.values()):
+        connection.close()
+
+
+def test_who_comes_late_is_not_watched(capfd: pytest.CaptureFixture) -> None:
+    """A connection may wait to be taken when process 0 has stopped to."""
+    server, secret = watch.listening()
+    found: list[dict] = []
+    port = server.getsockname()[1]
+    late = threading.Thread(
+        target=lambda: found.append(watch.reached("localhost", port, secret, 1))
+    )
+    late.start()
+    time.sleep(0.3)
+    assert not found  # it waits for an answer
+    server.close()
+    late.join()
+    assert found == [{}]
+    assert "process 1 doesn't reach process 0" in capfd.readouterr().err
+
+
 # A minuscule study: its base by four processes until one is killed, then by two, which do its RL
 # until one is killed, then by one on another mesh; beside one process that is never interrupted.
 
 
-def started(place: Path, count: int, devices: int, kill: str = "", *more: str) -> list:
+def started(place: Path, count: int, devices: int, kill: str = "", *more: str) -> list[Running]:
     """The running processes."""
     flags = ["--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_passes=true"]
     flags.append(f"--xla_force_host_platform_device_count={devices}")
@@ -263,24 +443,22 @@ def started(place: Path, count: int, devices: int, kill: str = "", *more: str) -
     together = ["--coordinator", f"localhost:{free_port()}", f"--processes={count}"]
     together.append("--heartbeat=600")  # a slow machine isn't lost, and the watch needs none
     return [
-        subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, f"--workdir={place}", *FLAGS, *more]
-            + (together + [f"--process={index}"] if count > 1 else []),
-            cwd=ROOT, env=os.environ | quick,
-            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        Running(
+            PROGRAM, f"--workdir={place}", *FLAGS, *more,
+            *(together + [f"--process={index}"] if count > 1 else []), env=quick,
         )
         for index in range(count)
     ]  # fmt: skip
 
 
-def ended(running: list, kill: str = "") -> list[str]:
+def ended(running: list[Running], kill: str = "") -> list[str]:
     """What the processes said; one that is to be killed is, and the others end of it."""
-    said = [one.communicate()[1] for one in running]
-    for index, (one, text) in enumerate(zip(running, said, strict=True)):
+    ends = [one.ended(1500) for one in running]
+    for index, one in enumerate(ends):
         killed = kill.endswith(f",{index}")
         wanted = -signal.SIGKILL if killed else watch.GONE if kill else 0
-        assert one.returncode == wanted, text[:2000] + text[-2000:]
-    return said
+        assert one.returncode == wanted, one.stderr[:2000] + one.stderr[-2000:]
+    return [one.stderr for one in ends]
 
 
 @pytest.fixture(scope="module")
@@ -288,15 +466,17 @@ def runs(tmp_path_factory) -> tuple[Path, Path, list[list[str]], list[list[dict]
     """The work directory of one process with four devices; that of the others, and of each of
     their runs what was said and the metrics at its end."""
     place, said, found = tmp_path_factory.mktemp("several"), [], []
-    alone = started(place / "whole", 1, 4)
-    for run in (
-        (4, 1, "base,4,0"),
-        (2, 2, "rl,4,1"),
-        (1, 2, "", "--config.mesh.data=1", "--config.mesh.fsdp=2"),
-    ):
-        said.append(ended(started(place / "others", *run), run[2]))
-        found.append(lines(place / "others"))
-    ended(alone)
+    with stopped_at_end() as running:
+        running += (alone := started(place / "whole", 1, 4))
+        for run in (
+            (4, 1, "base,4,0"),
+            (2, 2, "rl,4,1"),
+            (1, 2, "", "--config.mesh.data=1", "--config.mesh.fsdp=2"),
+        ):
+            running += (several := started(place / "others", *run))
+            said.append(ended(several, run[2]))
+            found.append(lines(place / "others"))
+        ended(alone)
     return place / "whole", place / "others", said, found
 
 

@@ -126,6 +126,55 @@ def test_released_pictures_are_looked_at_before_anything_starts(written: Path) -
         route_study._world.cache_clear()
 
 
+@pytest.mark.parametrize(
+    ("groups", "limits", "want"),
+    [
+        ("0::/\n", {"memory.max": "4096\n"}, 4096),
+        ("0::/\n", {"memory.max": "max\n"}, None),
+        ("0::/\n", {}, None),
+        ("0::/\n", {"memory.max": str(1 << 62)}, None),
+        ("0::/a/b\n", {"a/b/memory.max": "max", "a/memory.max": "8192"}, 8192),
+        ("0::/a/b\n", {"a/b/memory.max": "4096", "a/memory.max": "8192"}, 4096),
+        ("0::/a\n", {"b/memory.max": "4096", "../memory.max": "4096"}, None),
+        ("5:cpu:/c\n4:memory,x:/a\n", {"memory/a/memory.limit_in_bytes": "4096"}, 4096),
+        ("4:memory:/docker/a\n0::/\n", {"memory/memory.limit_in_bytes": "4096"}, 4096),
+        ("5:cpu:/a\n", {"memory/a/memory.limit_in_bytes": "4096"}, None),
+    ],
+)
+def test_control_groups_limit_memory(
+    tmp_path: Path, groups: str, limits: dict[str, str], want: int | None
+) -> None:
+    home = tmp_path / "limits"
+    for name, text in limits.items():
+        (home / name).parent.mkdir(parents=True, exist_ok=True)
+        (home / name).write_text(text)
+    (tmp_path / "groups").write_text(groups)
+    whole = route_study.host_memory(tmp_path / "none", home)
+    assert whole > 1 << 28
+    found = route_study.host_memory(tmp_path / "groups", home)
+    assert found == (want or whole)
+
+
+def test_processes_share_the_memory(monkeypatch) -> None:
+    slurm, mpi = route_study.ON_THIS_HOST
+    for environment, count in (
+        ({}, 1),
+        ({slurm: "4"}, 4),
+        ({mpi: "2"}, 2),
+        ({slurm: "", mpi: "2"}, 2),
+        ({slurm: "0"}, 1),
+    ):
+        assert route_study.processes_here(environment) == count
+    monkeypatch.setattr(jax, "process_count", lambda: 16)
+    assert route_study.processes_here({}) == 16 and route_study.processes_here({slurm: "4"}) == 4
+    monkeypatch.setattr(route_study, "host_memory", lambda: 64 << 20)
+    monkeypatch.setenv(slurm, "4")
+    route_study._world.cache_clear()
+    store = route_study.world_of(study(0).env).views.store
+    route_study._world.cache_clear()
+    assert store.room == (4 << 20) // np.prod(store.shape)
+
+
 def test_splits_are_the_same() -> None:
     device, host = games(8 << 30), games(0)
     names = ["id", "rule_ood", "visual_ood", "train", "held_out"]
