@@ -1,16 +1,15 @@
 """The programs of a study compiled for TPUs that are not here, with their memory and their work:
 python -m launch.aot --config=configs/gp_vl.py:11b --topology=v5e:4x8 --step=all [--json=FILE]
 
-The compiler is the real one, of libtpu (the extra `tpu`), and needs no TPU. One such process at a
-time: libtpu locks itself. It works at the level that rows tell (`level`), for a fraction of the
-time; launchers leave it at XLA's default. Evaluation isn't compiled: it decodes in the layout of a
-rollout. Memory is of one chip; `resident` is what lies there beside a program that doesn't take it:
-the moments during a rollout, Init's parameters. FLOPs and bytes are those of formulas
-(gp_virl.evals), of all chips together, for conversations that use every try and fill every reply.
-Those about cards fill `rollout.context`, as in the paper; those about routes are as long as the
-longest of the task, in tokens of the tokenizer that rows tell. `executed` counts what is computed
-again and hidden pairs of attention as well. Collectives are those in the program's text, where the
-compiler gives it; one in a loop counts once.
+The compiler is the real one, of libtpu (the extra `tpu`), and needs no TPU. It works at the level
+that rows tell (`level`), for a fraction of the time; launchers leave it at XLA's default.
+Evaluation isn't compiled: it decodes in the layout of a rollout. Memory is of one chip; `resident`
+is what lies there beside a program that doesn't take it: the moments during a rollout, Init's
+parameters. FLOPs and bytes are those of formulas (gp_virl.evals), of all chips together, for
+conversations that use every try and fill every reply. Those about cards fill `rollout.context`, as
+in the paper; those about routes are as long as the longest of the task, in tokens of the tokenizer
+that rows tell. `executed` counts what is computed again and hidden pairs of attention as well.
+Collectives are those in the program's text, where the compiler gives it; one in a loop counts once.
 """
 
 import collections
@@ -27,6 +26,7 @@ from typing import Any
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # libtpu compiles; arrays, if any, are on the host
 # No metadata server is asked what this machine is.
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # each compiles, none uses a chip
 os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
 os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-8")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a tokenizer is taken from the disk or not at all
@@ -86,8 +86,8 @@ def described(topology: str, slices: int) -> list[jax.Device]:
     except Exception as wrong:
         raise cfg.ConfigError(
             f"--topology: given {topology!r}, allowed: what libtpu knows, such as v5e:4x8, "
-            f"v5p:2x2x4 or v6e:4x4, of {', '.join(HBM)}; it needs pip install -e '.[tpu]' and no "
-            f"other process that uses libtpu ({str(wrong).splitlines()[0]})"
+            f"v5p:2x2x4 or v6e:4x4, of {', '.join(HBM)}; it needs pip install -e '.[tpu]' "
+            f"({str(wrong).splitlines()[0]})"
         ) from wrong
     return list(found.devices)
 

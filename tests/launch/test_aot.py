@@ -1,4 +1,4 @@
-"""Programs compiled for TPUs that are not here, by libtpu's compiler: one process at a time."""
+"""Programs compiled for TPUs that are not here, by libtpu's compiler."""
 
 import dataclasses
 import json
