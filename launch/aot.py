@@ -35,6 +35,7 @@ import jax
 import jax.numpy as jnp
 from absl import flags
 from jax.experimental import topologies
+from jax.extend.core import ClosedJaxpr, Jaxpr, jaxprs_in_params
 from jaxtyping import PyTree
 
 from gp_virl import config as cfg
@@ -60,6 +61,7 @@ COLLECTIVES = (
     "all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute", "send"
 )  # fmt: skip
 GIB = 2.0**30
+LARGEST = 12  # tensors told of a program that doesn't fit
 FEEDBACK = 128  # tokens, as a rollout of full conversations has them between replies
 HEAD = (
     "step", "topology", "mesh", "arguments", "results", "temporaries", "code", "resident",
@@ -180,17 +182,18 @@ def compiled(step: Step, hbm: float) -> dict[str, Any]:
     """
     resident = bytes_per_chip(step.resident) / GIB
     clock = time.perf_counter()
-    lowered = step.program.lower(*step.arguments)
+    traced = step.program.trace(*step.arguments)
+    lowered = traced.lower()
     found: dict[str, Any] = {"lower_s": round(time.perf_counter() - clock, 1)}
     clock = time.perf_counter()
     try:
         program = lowered.compile()
     except jax.errors.JaxRuntimeError as wrong:
-        if "memory space hbm" not in str(wrong):
+        if not any(words in str(wrong) for words in ("memory space hbm", "HbmOom")):
             raise
         return (
             found
-            | _refused(str(wrong), resident)
+            | _refused(str(wrong), resident, largest(traced.jaxpr))
             | {"compile_s": round(time.perf_counter() - clock, 1)}
         )
     found["compile_s"] = round(time.perf_counter() - clock, 1)
@@ -211,21 +214,42 @@ def compiled(step: Step, hbm: float) -> dict[str, Any]:
     }
 
 
-def _refused(message: str, resident: float) -> dict[str, Any]:
-    """What the compiler says of a program that doesn't fit, its largest tensors among it.
+def _refused(message: str, resident: float, tensors: list[str]) -> dict[str, Any]:
+    """What the compiler says of a program that doesn't fit; `tensors` where it names none itself.
 
     The size is None where the message has none.
     """
-    used = re.search(r"Used ([\d.]+)([TGM]) of", message)
+    used = re.search(r"(?:Used |temporaries \()([\d.]+)([TGM])", message)
     size = float(used[1]) * {"T": 1024, "G": 1, "M": 1 / 1024}[used[2]] if used else None
-    largest = re.findall(r"Size: ([\d.]+[GMK]).*?Shape: (\S+)", message, re.S)
+    named = re.findall(r"Size: ([\d.]+[GMK]).*?Shape: (\S+)", message, re.S)
     return {
         "gib_per_chip": None if size is None else round(size + resident, 2),
         "gib_by_kind": {"resident": round(resident, 2)},
         "fits": False,
-        "largest": [f"{size}iB {shape}" for size, shape in largest[:12]],
+        "largest": [f"{size}iB {shape}" for size, shape in named[:LARGEST]] or tensors,
         "collectives": None,
     }
+
+
+def largest(jaxpr: ClosedJaxpr) -> list[str]:
+    """The largest arrays that a traced program writes, with their bytes on all chips together."""
+    sizes: dict[str, int] = {}
+
+    def look(jaxpr: Jaxpr) -> None:
+        for equation in jaxpr.eqns:
+            for value in equation.outvars:
+                shape = getattr(value.aval, "shape", None)
+                if shape is not None and not jax.dtypes.issubdtype(
+                    value.aval.dtype, jax.dtypes.extended
+                ):
+                    size = math.prod(shape) * value.aval.dtype.itemsize
+                    sizes[f"{value.aval.str_short()} of {equation.primitive.name}"] = size
+            for inner in jaxprs_in_params(equation.params):
+                look(inner)
+
+    look(jaxpr.jaxpr)
+    ordered = sorted(sizes, key=sizes.get, reverse=True)[:LARGEST]
+    return [f"{sizes[name] / GIB:.2f} GiB in all {name}" for name in ordered]
 
 
 def _collectives(program: Any) -> dict[str, int] | None:
