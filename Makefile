@@ -13,6 +13,11 @@ BIN := $(VENV)/bin
 # XLA takes fresh memory for its temporaries at each call; huge pages make that cheap on a CPU.
 CPU_ENV := GLIBC_TUNABLES=glibc.malloc.hugetlb=1
 
+# libtpu, installed for its compiler, complains where it looks for TPUs and finds none.
+ifeq ($(wildcard /dev/accel* /dev/vfio/* /dev/nvidia* /dev/kfd /dev/dxg),)
+export JAX_PLATFORMS ?= cpu
+endif
+
 .PHONY: study test lint format bench clean
 .DEFAULT_GOAL := study
 
