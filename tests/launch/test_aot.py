@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
@@ -107,6 +108,10 @@ class Refused:
 
     def __init__(self, message: str):
         self.message = message
+        self.jaxpr = jax.make_jaxpr(lambda x: jnp.sin(jnp.zeros((4, 1024)) + x))(1.0)
+
+    def trace(self):
+        return self
 
     def lower(self):
         return self
@@ -126,6 +131,9 @@ def test_only_too_little_hbm_is_a_verdict() -> None:
     assert told("memory space hbm. Used 1.50T of 15.75G hbm.")["gib_per_chip"] == 1536
     unsaid = told("Ran out of memory in memory space hbm.")
     assert not unsaid["fits"] and unsaid["gib_per_chip"] is None
+    assert any("[4,1024] of sin" in tensor for tensor in unsaid["largest"])
+    spoken = "CompileTimeHbmOom: the total memory required for HLO temporaries (16.08G) exceeds"
+    assert told(spoken)["gib_per_chip"] == 16.08
     about = {"step": "ppo", "topology": "v5e:4x8", "slices": 1, "mesh": {"data": 1, "fsdp": 4}}
     about |= {"flops_per_step": 1e15, "flops_executed": 2e15, "bytes_per_step": 3e15}
     cells = aot.line(about | {"hbm_gib": 15.75} | unsaid).strip("| ").split(" | ")
