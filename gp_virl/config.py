@@ -14,7 +14,13 @@ from ml_collections import ConfigDict
 from gp_virl.config_fields import above, at_least, between, built, choice, unknown
 
 OOD = ("rule", "visual")  # kinds of out-of-distribution splits
-FROZEN_CHOICES = ("none", "vision", "vision_and_projector")
+# What each choice of `frozen` leaves as it is, by the parameters' top-level keys.
+FROZEN = {
+    "none": (),
+    "vision": ("vision_model",),
+    "vision_and_projector": ("vision_model", "multi_modal_projector"),
+}
+FROZEN_CHOICES = tuple(FROZEN)
 
 
 class ConfigError(ValueError):

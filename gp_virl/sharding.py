@@ -48,18 +48,18 @@ def mesh_of(
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     if slices == 1:
         return jax.make_mesh(sizes, AXES, axis_types=types, devices=devices)
-    if data % slices and devices[0].platform != "tpu":
-        # Machines are slices to JAX; a fast network may well join several to one copy of a model.
-        in_order = sorted(devices, key=lambda device: device.id)
-        return Mesh(np.array(in_order).reshape(sizes), AXES, axis_types=types)
-    if data % slices:
+    if data % slices == 0:
+        laid = mesh_utils.create_hybrid_device_mesh(
+            (data // slices, fsdp, tensor), (slices, 1, 1), devices, allow_split_physical_axes=True
+        )
+    elif devices[0].platform == "tpu":
         raise ValueError(
             f"mesh {named} lies on {slices} slices; make data a multiple of {slices}, as only "
             "copies of the model should lie on different slices"
         )
-    laid = mesh_utils.create_hybrid_device_mesh(
-        (data // slices, fsdp, tensor), (slices, 1, 1), devices, allow_split_physical_axes=True
-    )
+    else:
+        # Machines are slices to JAX; a fast network may well join several to one copy of a model.
+        laid = np.array(sorted(devices, key=lambda device: device.id)).reshape(sizes)
     return Mesh(laid, AXES, axis_types=types)
 
 
@@ -98,6 +98,11 @@ def fitting(
 
     pairs = zip(spec, shape, strict=False)
     return PartitionSpec(*[names if cut(names, length) else None for names, length in pairs])
+
+
+def placed(leaf: Any, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
+    """The shape and dtype of `leaf`, laid out so."""
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
 def whole(mesh: Mesh) -> NamedSharding:

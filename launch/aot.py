@@ -44,14 +44,14 @@ from gp_virl.evals.costs import StepCost
 from gp_virl.model import mllama
 from gp_virl.model.config import preset
 from gp_virl.model.images import Tiling
-from gp_virl.sharding import along_batch, whole
+from gp_virl.sharding import along_batch, placed, whole
 from gp_virl.text.route_tokenizer import TINY_ROUTES
 from gp_virl.text.tokenizer import TINY
 from gp_virl.train import sft
 from launch import card_study
 from launch import lab as labs
 from launch.lab import Lab
-from launch.programs import placed, ppo_programs, sft_programs
+from launch.programs import ppo_programs, sft_programs
 
 STEPS = ("sft", "rollout", "ppo")
 # GiB of a chip's high-bandwidth memory that a program can have, as libtpu tells when one doesn't

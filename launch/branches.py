@@ -73,14 +73,8 @@ def resumed(
 
 def load_params(lab: Lab, place: Place) -> tuple[PyTree, dict[str, Any]]:
     """Parameters of the last checkpoint in a directory, and its metadata."""
-    shapes = mllama.abstract(lab.model, lab.mesh)[1]
-    tree, about = checkpoint.restore(place, {"train": {"params": shapes}}, partial=True)
+    tree, about = checkpoint.restore(place, {"train": {"params": lab.shapes}}, partial=True)
     return tree["train"]["params"], about
-
-
-def last_params(lab: Lab, place: Place) -> PyTree:
-    """Parameters of the last checkpoint in a directory."""
-    return load_params(lab, place)[0]
 
 
 def fresh_params(lab: Lab, seed: int) -> PyTree:

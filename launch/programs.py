@@ -1,12 +1,11 @@
 """The jitted programs of a study: what each takes over, and where on the mesh its results lie.
 
-Training, benchmarks and ahead-of-time compilation run these and no others.
+Training, benchmarks and ahead-of-time compilation share these; evaluation's is `Lab.play`.
 """
 
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +16,7 @@ from jaxtyping import PyTree
 from gp_virl.config import SftConfig
 from gp_virl.model.mllama import for_decoding
 from gp_virl.rollout import episodes
-from gp_virl.sharding import along_batch, whole
+from gp_virl.sharding import along_batch, placed, whole
 from gp_virl.train import ppo, sft
 from gp_virl.train.state import TrainState, abstract, create, optimizer
 from launch.lab import Lab
@@ -97,8 +96,3 @@ def _state(lab: Lab, rule: optax.GradientTransformation) -> tuple[TrainState, Ca
 
 def _layout(shapes: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf: leaf.sharding, shapes)
-
-
-def placed(leaf: Any, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
-    """The shape and dtype of `leaf`, laid out so."""
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)

@@ -96,7 +96,7 @@ def last_params(lab: Lab, branch: Branch, init: PyTree) -> PyTree:
     """The parameters at the branch's end, read anew: memory has room for few sets of them."""
     if checkpoint.latest(branch.place) is None:  # it had no steps
         return init
-    return branches.last_params(lab, branch.place)
+    return branches.load_params(lab, branch.place)[0]
 
 
 def evaluate_init(

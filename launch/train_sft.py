@@ -1,7 +1,6 @@
 """Supervised fine-tuning, from scratch or from a checkpoint:
 python -m launch.train_sft --config=configs/gp_l.py:tiny --run=base|sft|sft_matched [--init=DIR]"""
 
-import functools
 from collections.abc import Callable
 
 import jax
@@ -90,10 +89,13 @@ def main(
     """Train the run of that name and evaluate it along the way."""
     labs.refuse_study(workdir)
     lab = labs.open_lab(config)
-    begin, seen = functools.partial(branches.fresh_params, lab, seed), 0
-    if init:
-        seen = checkpoint.metadata(place(init))["tokens_seen"]
-        begin = functools.partial(branches.last_params, lab, place(init))
+    seen = checkpoint.metadata(place(init))["tokens_seen"] if init else 0
+
+    def begin() -> PyTree:
+        if init:
+            return branches.load_params(lab, place(init))[0]
+        return branches.fresh_params(lab, seed)
+
     branch = Branch(name, seed, workdir / name, workdir / "data", seen)
     writer = labs.open_writer(workdir, shows)
     run = getattr(config, name)

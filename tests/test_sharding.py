@@ -1,7 +1,3 @@
-import os
-import subprocess
-import sys
-
 import jax
 import jax.numpy as jnp
 import pytest
@@ -17,6 +13,7 @@ from gp_virl.sharding import (
     spec,
     whole,
 )  # fmt: skip
+from tests.eight_devices import printed
 
 EIGHT_DEVICES = """
 import jax, jax.numpy as jnp, numpy as np
@@ -123,12 +120,4 @@ def test_constrain_is_nothing_without_a_mesh_and_a_layout_with_one():
 
 
 def test_a_mesh_of_eight_computes_what_one_device_does():
-    flags = "--xla_force_host_platform_device_count=8"
-    run = subprocess.run(
-        [sys.executable, "-c", EIGHT_DEVICES],
-        env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": os.getcwd()},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert run.stdout.strip() == "same", run.stderr[-3000:]
+    assert printed(EIGHT_DEVICES) == "same"

@@ -9,6 +9,7 @@ computes what its form of attention does, and again what it hasn't kept.
 import dataclasses
 from dataclasses import dataclass
 
+from gp_virl import config
 from gp_virl.evals import costs
 from gp_virl.evals.costs import SIZES, Bytes, StepCost, Work
 from gp_virl.model import splash
@@ -23,7 +24,8 @@ LAYERS = (
 )  # fmt: skip
 SPLASH = ("splash", "splash_interpret")  # forms of attention that are its kernels
 # Parameters (fields of costs.Parameters) that each choice of `frozen` leaves as they are.
-FROZEN = {"none": (), "vision": ("vision",), "vision_and_projector": ("vision", "projector")}
+PARTS = {"vision_model": "vision", "multi_modal_projector": "projector"}
+FROZEN = {choice: tuple(PARTS[key] for key in keys) for choice, keys in config.FROZEN.items()}
 
 
 @dataclass(frozen=True)

@@ -22,10 +22,14 @@ class Linear(nnx.Module):
         kernel = jax.random.normal(rngs.params(), size, DTYPES[config.param_dtype])
         self.kernel = nnx.Param(kernel / math.sqrt(size[0]), out_sharding=axes)
 
-    def __call__(self, x: Float[Array, "*b i"]) -> Float[Array, "*b o"]:
+    def __call__(
+        self, x: Float[Array, "*b i"], dtype: jnp.dtype | type | None = None
+    ) -> Float[Array, "*b o"]:
+        """In x's dtype, or in another one to which nothing is rounded on the way."""
         # One 2-D matmul: XLA's CPU backend runs it 1.7 times faster than a batched one.
         kernel = self.kernel[...].astype(x.dtype)
-        return (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], kernel.shape[1])
+        out = jnp.matmul(x.reshape(-1, x.shape[-1]), kernel, preferred_element_type=dtype)
+        return out.reshape(*x.shape[:-1], kernel.shape[1])
 
 
 class RMSNorm(nnx.Module):

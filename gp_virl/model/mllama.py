@@ -17,7 +17,7 @@ from gp_virl.model.images import Tiling, tiled
 from gp_virl.model.layers import Linear
 from gp_virl.model.value_head import ValueHead
 from gp_virl.model.vision import Affine, VisionTower
-from gp_virl.sharding import ROLLOUT, TRAINING, constrain, fitting
+from gp_virl.sharding import ROLLOUT, TRAINING, constrain, fitting, placed
 
 
 class Mllama(nnx.Module):
@@ -114,10 +114,7 @@ class Mllama(nnx.Module):
     def logits(self, hidden: Float[Array, "*b D"]) -> Float[Array, "*b V"]:
         """Float32 logits; rows of the embedding beyond V (image placeholders) have none."""
         # Not rounded to the activations' dtype, as training doesn't round them either.
-        rows, kernel = hidden.reshape(-1, hidden.shape[-1]), self.lm_head.kernel[...]
-        logits = jnp.matmul(
-            rows, kernel.astype(hidden.dtype), preferred_element_type=jnp.float32
-        ).reshape(*hidden.shape[:-1], -1)
+        logits = self.lm_head(hidden, jnp.float32)
         return constrain(logits, "batch", *[None] * (logits.ndim - 2), "vocab")
 
     def value(self, hidden: Float[Array, "*b D"]) -> Float[Array, "*b"]:
@@ -206,8 +203,7 @@ def abstract(
         graph, shapes = nnx.get_abstract_model(make, mesh)
 
     def fitted(leaf):
-        layout = NamedSharding(mesh, fitting(leaf.sharding.spec, leaf.shape, mesh))
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=layout)
+        return placed(leaf, NamedSharding(mesh, fitting(leaf.sharding.spec, leaf.shape, mesh)))
 
     return graph, jax.tree.map(fitted, shapes)
 

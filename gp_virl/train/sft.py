@@ -29,7 +29,7 @@ def loss(
 ) -> tuple[Float[Array, ""], dict]:
     """Sum of -log p over reply tokens, and sums to report; divide by `tokens` for the mean.
 
-    `frozen` names the parts that get no gradient (a key of train.state.FROZEN).
+    `frozen` names the parts that get no gradient (a key of config.FROZEN).
     """
     model = nnx.merge(graph, held(params, frozen))
     cross = None

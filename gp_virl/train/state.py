@@ -9,16 +9,10 @@ from flax import struct
 from jax.sharding import Mesh
 from jaxtyping import Array, BFloat16, Float, Int, Key, PyTree
 
-from gp_virl.config import PpoConfig, SftConfig
-from gp_virl.sharding import whole
+from gp_virl.config import FROZEN, PpoConfig, SftConfig
+from gp_virl.sharding import placed, whole
 
 VALUE_HEAD = "value_head"  # the parameters' top-level key
-# What each choice of `frozen` leaves as it is, by top-level keys.
-FROZEN = {
-    "none": (),
-    "vision": ("vision_model",),
-    "vision_and_projector": ("vision_model", "multi_modal_projector"),
-}
 
 
 @struct.dataclass
@@ -46,13 +40,13 @@ def abstract(params: PyTree, optimizer: optax.GradientTransformation, mesh: Mesh
         path: leaf.sharding for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]
     }
 
-    def placed(path, leaf):
+    def lain(path, leaf):
         # A moment's path ends with its parameter's.
         ends = [layouts[path[i:]] for i in range(len(path)) if path[i:] in layouts]
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=(*ends, whole(mesh))[0])
+        return placed(leaf, (*ends, whole(mesh))[0])
 
     state = jax.eval_shape(lambda p: create(p, optimizer), params)
-    return jax.tree_util.tree_map_with_path(placed, state)
+    return jax.tree_util.tree_map_with_path(lain, state)
 
 
 def schedule(run: SftConfig | PpoConfig, steps: int, peak: float | None = None) -> optax.Schedule:
