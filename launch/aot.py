@@ -268,13 +268,17 @@ def _collectives(program: Any) -> dict[str, int] | None:
 
 
 def work(lab: Lab, name: str) -> StepCost:
-    """FLOPs and bytes of a step with conversations of `spoken` tokens."""
+    """FLOPs and bytes of a step with conversations of `spoken` tokens and the longest replies.
+
+    An SFT row has one of them, a conversation one for each try.
+    """
     if name == "ppo":
         return _learnt(lab)
     if name == "rollout":
         return rollout_costs.rollout(lab.model, _played(lab))
     run = lab.config.sft
-    rows = training_costs.Rows(run.batch_size, run.length, tiles=_tiles(lab))
+    reply = min(lab.config.rollout.reply_length, run.length - 1)
+    rows = training_costs.Rows(run.batch_size, run.length, tiles=_tiles(lab), scored=reply)
     return training_costs.sft_step(lab.model, rows, run.microbatch, run.frozen, run.moments)
 
 
@@ -310,10 +314,11 @@ def _learnt(lab: Lab) -> StepCost:
             ppo.kl_coef > 0 or ppo.kl_logged, ppo.frozen, ppo.moments,
         )  # fmt: skip
 
-    alone = training_costs.Rows(talks, length, tiles=tiles, valued=tries)
+    replies = tries * roll.reply_length
+    alone = training_costs.Rows(talks, length, tiles=tiles, scored=replies, valued=tries)
     slots = ppo.pictures if tiles else shared  # empty ones are computed too
     rows = training_costs.Rows(
-        -(-talks // shared), roll.context, slots, tiles, None, shared * tries
+        -(-talks // shared), roll.context, slots, tiles, shared * replies, shared * tries
     )
     needed, done = update(alone), update(rows)
     return dataclasses.replace(done, flops=needed.flops, flops_recomputed=needed.flops_recomputed)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx, struct
-from jaxtyping import Array, Float, Int, Key, PyTree
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from gp_virl.config import PpoConfig, SftConfig
 from gp_virl.model.cache import CrossCache, empty
@@ -59,12 +59,19 @@ def scores(
     """Logits, and the log-probability of each token but the first as training computes it."""
     model = nnx.merge(graph, params)
     states = hidden(model, batch)
-    return model.logits(states), _token_logp(model, states, batch.tokens)
+    return model.logits(states), _token_logp(
+        model, states, batch.tokens, jnp.ones_like(batch.replied)
+    )
 
 
-def _token_logp(model: Mllama, hidden: Float[Array, "B S D"], tokens: Int[Array, "B S"]):
+def _token_logp(
+    model: Mllama,
+    hidden: Float[Array, "B S D"],
+    tokens: Int[Array, "B S"],
+    replied: Bool[Array, "B S"],
+) -> Float[Array, "B S-1"]:
     target = jnp.minimum(tokens[:, 1:], model.config.vocab_size - 1)
-    return token_logp(hidden[:, :-1], model.lm_head.kernel[...], target)[0]
+    return token_logp(hidden[:, :-1], model.lm_head.kernel[...], target, replied[:, 1:])[0]
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3))
@@ -97,9 +104,8 @@ def sft_step(
 
     def loss(params: PyTree) -> Float[Array, ""]:
         model = nnx.merge(graph, params)
-        logp = _token_logp(model, hidden(model, batch), batch.tokens)
-        replied = batch.replied[:, 1:]
-        return -jnp.where(replied, logp, 0.0).sum() / replied.sum()
+        logp = _token_logp(model, hidden(model, batch), batch.tokens, batch.replied)
+        return -logp.sum() / batch.replied[:, 1:].sum()
 
     value, grads = jax.value_and_grad(loss)(state.params)
     state, norm = apply_gradients(state, grads, rule)
@@ -194,9 +200,10 @@ def update(
         tokens = played.tokens[-1]
         batch = Batch(tokens, jnp.full(len(tokens), tokens.shape[1]), tokens > 0, pictures)
         states = hidden(model, batch)
-        logp = _token_logp(model, states, tokens)
-        column = (played.prompt[:, 0, None] - 1 + jnp.arange(sizes.turn_reply)).T
-        now, old = logp[:, column].sum(1), played.logp.sum(-1).T
+        column = (played.prompt[:, 0, None] + jnp.arange(sizes.turn_reply)).T
+        replied = jnp.zeros_like(tokens, bool).at[:, column].set(True)
+        logp = _token_logp(model, states, tokens, replied)
+        now, old = logp[:, column - 1].sum(1), played.logp.sum(-1).T
         value = model.value(states[:, played.prompt[:, 0] - 1])
         policy = ppo.policy_loss(now, old, jnp.full_like(now, 0.3), config.clip)
         errors = ppo.value_loss(value, played.value.T, value * 0 + 0.1, config.value_clip)

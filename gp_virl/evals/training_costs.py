@@ -33,7 +33,8 @@ class Rows:
     """Rows of `length` tokens, each filled by `dialogues` of equal lengths.
 
     Every dialogue has an image of `tiles` tiles (0: there are none). Logits are computed at
-    `scored` tokens of a row (None: at all but the last), values at `valued` ones.
+    `scored` tokens of a row (None: at all but the last), values at `valued` ones. What fills up a
+    program's last block of scored tokens isn't counted.
     """
 
     count: int

@@ -75,17 +75,14 @@ def reply_logp(
 ) -> tuple[Float[Array, "N S"], Float[Array, "N S"], Float[Array, "N K"]]:
     """Log-probability and entropy at reply tokens (0 elsewhere), and the value of each turn."""
     hidden = model.hidden(rows.tokens, rows.positions, rows.segments, sight(model, task, rows))
-    logp, entropy = token_logp(
-        hidden[:, :-1], model.lm_head.kernel[...], rows.tokens[:, 1:], temperature
-    )
-    replied = rows.slot[:, 1:] >= 0
-
-    def placed(x):
-        return jnp.pad(jnp.where(replied, x, 0.0), ((0, 0), (1, 0)))
-
+    scores = token_logp(
+        hidden[:, :-1], model.lm_head.kernel[...], rows.tokens[:, 1:], rows.slot[:, 1:] >= 0,
+        temperature,
+    )  # fmt: skip
+    logp, entropy = (jnp.pad(score, ((0, 0), (1, 0))) for score in scores)
     seen = hidden if value_shapes_decoder else jax.lax.stop_gradient(hidden)
     at_end = jnp.take_along_axis(seen, rows.prompt_end[..., None], axis=1)
-    return placed(logp), placed(entropy), model.value(at_end)
+    return logp, entropy, model.value(at_end)
 
 
 def losses(

@@ -36,9 +36,9 @@ def loss(
     if batch.images is not None:
         cross = model.glance(batch.tokens, batch.segments, batch.images, batch.image_segments)
     hidden = model.hidden(batch.tokens, batch.positions, batch.segments, cross)
-    logp, _ = token_logp(hidden[:, :-1], model.lm_head.kernel[...], batch.tokens[:, 1:])
     replied = batch.replied[:, 1:]
-    total = -jnp.where(replied, logp, 0.0).sum()
+    logp, _ = token_logp(hidden[:, :-1], model.lm_head.kernel[...], batch.tokens[:, 1:], replied)
+    total = -logp.sum()
     return total, {"loss": total, "tokens": replied.sum().astype(jnp.float32)}
 
 

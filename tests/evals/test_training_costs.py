@@ -24,6 +24,7 @@ from gp_virl.model.config import ATTENTIONS, ModelConfig, preset
 from gp_virl.model.mllama import abstract
 from gp_virl.train import ppo, rows, sft
 from gp_virl.train import state as states
+from gp_virl.train.logp import BLOCK
 from gp_virl.train.state import create
 from tests.evals.test_costs import ODD, TINY, Spec
 from tests.train.test_rows import made_up_rollout
@@ -34,7 +35,7 @@ SLOTS = 5
 # (rows, what they look at): pictures of one tile, and of four.
 TEXT = Rows(count=4, length=70)
 PICTURED = Rows(count=4, length=60, dialogues=2, tiles=1)
-LARGE = Rows(count=1, length=4096, tiles=4)
+LARGE = Rows(count=1, length=4096, tiles=4, scored=4 * BLOCK)
 
 
 class Blank(Task):
@@ -66,6 +67,11 @@ def batch(config: ModelConfig, shape: Rows) -> tuple:
     return numbers, numbers, numbers, flags, images, Spec(images.shape[:2], jnp.int32)
 
 
+def blocks(shape: Rows) -> int:
+    """Blocks in which the scored positions of a row lie, for trips of the program's loops."""
+    return 1 if shape.scored is None else -(-shape.scored // BLOCK)
+
+
 def loss_flops(config: ModelConfig, shape: Rows) -> int:
     """FLOPs of the traced loss."""
     graph, params = abstract(config)
@@ -73,7 +79,7 @@ def loss_flops(config: ModelConfig, shape: Rows) -> int:
     def loss(params, fields):
         return sft.loss(graph, params, sft.Batch(*fields))[0]
 
-    return program_flops(jax.make_jaxpr(loss)(params, batch(config, shape))).total()
+    return program_flops(jax.make_jaxpr(loss)(params, batch(config, shape))).total(blocks(shape))
 
 
 def sft_flops(config: ModelConfig, shape: Rows, microbatch: int, frozen: str = "none") -> int:
@@ -84,7 +90,8 @@ def sft_flops(config: ModelConfig, shape: Rows, microbatch: int, frozen: str = "
         state = create(params, RULE)
         return sft.update(graph, RULE, microbatch, state, sft.Batch(*fields), frozen)
 
-    return program_flops(jax.make_jaxpr(update)(params, batch(config, shape))).total()
+    traced = jax.make_jaxpr(update)(params, batch(config, shape))
+    return program_flops(traced).total(blocks(shape))
 
 
 def packed(shape: Rows) -> tuple:
@@ -109,7 +116,8 @@ def ppo_gradient_flops(config: ModelConfig, shape: Rows, frozen: str = "none") -
         return values(graph, params, task, part, init_logp, one, one, one, run)
 
     logp = Spec((shape.count, shape.length), jnp.float32)
-    return program_flops(jax.make_jaxpr(gradient)(params, packed(shape), logp)).total()
+    traced = jax.make_jaxpr(gradient)(params, packed(shape), logp)
+    return program_flops(traced).total(blocks(shape))
 
 
 @pytest.mark.parametrize(
@@ -162,7 +170,11 @@ def test_ppo_gradient(remat: bool, shape: Rows) -> None:
 
 
 def ppo_update_flops(config: ModelConfig, run: PpoConfig, trips: tuple[int, ...]) -> int:
-    """FLOPs of the traced update on 4 turns of 2 lanes, with so many trips of its loops."""
+    """FLOPs of the traced update on 4 turns of 2 lanes, with so many trips of its loops.
+
+    Of the reference's loop and the one in it over scored positions; of that over microbatches and
+    the two in it.
+    """
     graph, params = abstract(config)
 
     def update(params):
@@ -184,7 +196,7 @@ def test_ppo_update() -> None:
         run = dataclasses.replace(run, kl_coef=0.0, kl_logged=reference)
         config = dataclasses.replace(ODD, vision=None, remat=True)
         cost = ppo_update(config, shape, 2, 2, 2, reference)
-        done = ppo_update_flops(config, run, trips=(4, 2) if reference else (2,))
+        done = ppo_update_flops(config, run, trips=(4, 1, 2, 1, 1) if reference else (2, 1, 1))
         assert cost.flops_executed <= done <= 1.01 * cost.flops_executed
     odd = ppo_update(config, dataclasses.replace(shape, count=7), 2, 2, 2, False)
     assert odd.flops_executed == cost.flops_executed and odd.flops < cost.flops
@@ -208,7 +220,7 @@ def test_recomputation_in_every_form(form: str) -> None:
     """Kernels recompute attention weights in any case."""
     config = preset("11b", images=True, remat=True, attention=form)
     for length in (1024, 4096):
-        shape = dataclasses.replace(LARGE, length=length)
+        shape = dataclasses.replace(LARGE, length=length, scored=length // 2)
         step = sft_step(config, shape, 1)
         assert step.flops < step.flops_recomputed < step.flops_executed
         assert step.recomputation <= 1.35
@@ -223,7 +235,7 @@ def test_splash_attention_at_11b() -> None:
     The backward kernel does five products where the mathematics ask for four.
     """
     config = preset("11b", images=True, remat=True, attention="splash")
-    shape = dataclasses.replace(LARGE, length=1024)
+    shape = dataclasses.replace(LARGE, length=1024, scored=BLOCK)
     pair = 4 * 32 * 128 * 32  # of a query and a key, in all heads and layers
     skipped = pair * (1024**2 - costs.causal_pairs(1024, 512))
     once = forward(config, shape, executed=True).total
