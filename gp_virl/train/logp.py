@@ -110,7 +110,10 @@ def _forward(cut: Cut, hidden, head, scale, of_token):
 
 
 def _sums(x: Float[Array, "t D"], head, target: Int[Array, "t"], scale, chunk: int):
-    """Largest logit m, sums of exp(z) and of z exp(z) for z = logit - m, and target's logit."""
+    """Largest logit m, sums of exp(z) and of z exp(z) for z = logit - m, and target's logit.
+
+    In one pass over the columns (Milakov and Gimelshein 2018, algorithm 3).
+    """
 
     def step(carry, index):
         top, total, weighted, hit = carry
