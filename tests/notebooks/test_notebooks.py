@@ -69,8 +69,9 @@ def test_the_train_step_opened():
     assert printed(packed).startswith("48 turns in ") and pictures(packed)
     # Two epochs of two minibatches, each a loop over microbatches.
     assert re.search(r"\n  scan x 4 .*\n    while .* [1-9]\d* products\n", printed(jaxpr))
-    counted, formula, _, xla = numbers(flops, r"[\d,]{9,}")
+    counted, formula, needed, xla = numbers(flops, r"[\d,]{9,}")
     assert counted == pytest.approx(formula, rel=1e-3) and xla < counted / 2
+    assert needed < formula
     arrays, donated = map(int, numbers(text, r"\d+(?= arrays| donated)"))
     assert arrays == donated > 100
     arguments, results, alias, _, bytes_of_state = numbers(memory, r"[\d,]+(?= bytes)")
