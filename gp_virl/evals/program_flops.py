@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, jaxprs_in_params
 from jax.interpreters import partial_eval
 
 # Primitives whose work is not written in jaxpr; the second are cuDNN's attention.
@@ -102,7 +102,7 @@ def _of_equation(eqn: JaxprEqn, kernels: Kernels | None) -> Count:
         if known is not None:
             return Count(known)
         return _of_kernel(eqn) if name == "pallas_call" else Count(uncounted=(name,))
-    inner = [_counted(part, kernels) for part in _jaxprs(eqn)]
+    inner = [_counted(part, kernels) for part in jaxprs_in_params(eqn.params)]
     if name == "cond":
         return max(inner, key=lambda count: count.total())
     whole = sum(inner, Count())
@@ -120,17 +120,6 @@ def _times(eqn: JaxprEqn) -> int:
         mesh = eqn.params["mesh"]
         return math.prod(mesh.shape[axis] for axis in eqn.params["newly_manual_axes"])
     return 1
-
-
-def _jaxprs(eqn: JaxprEqn) -> list[Jaxpr]:
-    found: list[Jaxpr] = []
-    for value in eqn.params.values():
-        for part in value if isinstance(value, tuple | list) else (value,):
-            if isinstance(part, ClosedJaxpr):
-                found.append(part.jaxpr)
-            elif isinstance(part, Jaxpr):
-                found.append(part)
-    return found
 
 
 def _dot_flops(eqn: JaxprEqn) -> int:

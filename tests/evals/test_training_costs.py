@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 import pytest
 
+from gp_virl import config as cfg
 from gp_virl.config import FROZEN_CHOICES, PpoConfig
 from gp_virl.envs.api import Task
 from gp_virl.evals import costs
@@ -23,7 +24,6 @@ from gp_virl.evals.training_costs import (
 from gp_virl.model.config import ATTENTIONS, ModelConfig, preset
 from gp_virl.model.mllama import abstract
 from gp_virl.train import ppo, rows, sft
-from gp_virl.train import state as states
 from gp_virl.train.logp import BLOCK
 from gp_virl.train.state import create
 from tests.evals.test_costs import ODD, TINY, Spec
@@ -152,9 +152,9 @@ def test_frozen_parts(frozen: str, remat: bool) -> None:
 @pytest.mark.parametrize("frozen", FROZEN_CHOICES)
 def test_frozen_parts_are_those_of_training(frozen: str) -> None:
     """As many parameters by formula as in the arrays that training leaves as they are."""
-    assert FROZEN.keys() == states.FROZEN.keys() == set(FROZEN_CHOICES)
+    assert FROZEN.keys() == cfg.FROZEN.keys() == set(FROZEN_CHOICES)
     params = abstract(ODD)[1]
-    still = [params[part] for part in states.FROZEN[frozen]]
+    still = [params[part] for part in cfg.FROZEN[frozen]]
     count = sum(leaf.size for leaf in jax.tree.leaves(still))
     assert costs.parameters(ODD).named(*FROZEN[frozen]) == count
 

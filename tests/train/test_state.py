@@ -9,9 +9,9 @@ import pytest
 from flax import nnx
 
 from configs import gp_vl
-from gp_virl.config import FROZEN_CHOICES, build
+from gp_virl.config import FROZEN, FROZEN_CHOICES, build
 from gp_virl.train import sft
-from gp_virl.train.state import FROZEN, create, optimizer
+from gp_virl.train.state import create, optimizer
 from tests.model.test_glance import weights
 from tests.train.test_images import batch
 
